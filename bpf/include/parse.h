@@ -1,0 +1,407 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * parse.h - a packet's headers, read once: struct su_pkt.
+ *
+ * Works on direct packet pointers, so that XDP and tc share it; a tc caller makes the first SU_PARSE_BYTES
+ * linear before (su_tc_pull). Offsets count from the start of the frame, ports are in network order.
+ *
+ *   frame:  | L2 (l2_len) | IP header (+ options) | L4 header | ...
+ *                         ^ ip_off                ^ l4_off
+ *   ICMP error:           | ICMP (8) | quoted IP header | 8 bytes of the quoted L4 |
+ *                                    ^ q_ip_off         ^ q_l4_off
+ *
+ * ICMP and ICMPv6 echo are made to look like a protocol with ports: a request has source port = id and
+ * destination port 0, a reply the other way round. So `local = source` going out and `local = destination`
+ * coming in give the same flow (RFC 5508 section 3.1). The same holds in quotations.
+ *
+ * Sources: RFC 791, 8200, 792, 4443, 1812 section 4.3.2.3 (what an error quotes).
+ */
+#ifndef SU_PARSE_H
+#define SU_PARSE_H
+
+#include <stdbool.h>
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "abi.h"
+
+/* Ethernet 14, IP with options 60, ICMP 8, quoted IP with options 60, 8 of its L4. */
+#define SU_PARSE_BYTES 150
+
+#define SU_IP4_MF 0x2000
+#define SU_IP4_OFFSET 0x1fff
+#define SU_IP4_DF 0x4000
+
+/* ICMP and ICMPv6 alike (linux/icmp.h drags in glibc's socket headers). */
+struct su_icmp {
+	__u8 type;
+	__u8 code;
+	__sum16 check;
+	__be16 id;		/* echo */
+	__be16 sequence;	/* echo; next-hop MTU in frag-needed (RFC 1191) */
+};
+
+enum su_icmp_type {
+	SU_ICMP_ECHO_REPLY = 0,
+	SU_ICMP_UNREACH = 3,
+	SU_ICMP_ECHO_REQUEST = 8,
+	SU_ICMP_TIME_EXCEEDED = 11,
+	SU_ICMP_PARAMETER = 12,
+	SU_ICMP6_UNREACH = 1,
+	SU_ICMP6_TOO_BIG = 2,
+	SU_ICMP6_TIME_EXCEEDED = 3,
+	SU_ICMP6_PARAMETER = 4,
+	SU_ICMP6_ECHO_REQUEST = 128,
+	SU_ICMP6_ECHO_REPLY = 129,
+};
+
+enum su_pkt_flag {
+	SU_PKT_IP6 = 1,
+	SU_PKT_FRAG = 2,	/* a fragment, the first too */
+	SU_PKT_PORTS = 4,	/* sport, dport are valid: whole packet or first fragment of TCP, UDP, echo */
+	SU_PKT_ERROR = 8,	/* ICMP error; q_* are valid when QUOTE is set too */
+	SU_PKT_QUOTE = 16,
+	SU_PKT_ECHO_REQUEST = 32,
+	SU_PKT_ECHO_REPLY = 64,
+	SU_PKT_OPTIONS = 128,	/* IPv4 options */
+};
+
+/* enum su_pkt.tcp, as in the header's 14th byte */
+#define SU_TCP_FIN 0x01
+#define SU_TCP_SYN 0x02
+#define SU_TCP_RST_BIT 0x04
+#define SU_TCP_ACK 0x10
+
+struct su_pkt {
+	struct su_addr src;
+	struct su_addr dst;
+	struct su_addr q_src;
+	struct su_addr q_dst;
+	__be16 sport;
+	__be16 dport;
+	__be16 q_sport;
+	__be16 q_dport;
+	__u16 l2_len;
+	__u16 ip_off;
+	__u16 l4_off;
+	__u16 q_ip_off;
+	__u16 q_l4_off;
+	__u16 tot_len;		/* IP header and payload, host order; 0: more than 65535 (BIG TCP) */
+	__u8 flags;		/* enum su_pkt_flag */
+	__u8 proto;
+	__u8 ttl;
+	__u8 tos;		/* DSCP and ECN */
+	__u8 tcp;		/* TCP flags */
+	__u8 icmp_type;
+	__u8 icmp_code;
+	__u8 q_proto;
+};
+
+static __always_inline void su_addr_set4(struct su_addr *a, __be32 v4)
+{
+	a->w[0] = 0;
+	a->w[1] = 0;
+	a->w[2] = bpf_htonl(0xffff);
+	a->w[3] = v4;
+}
+
+static __always_inline void su_addr_set6(struct su_addr *a, const struct in6_addr *v6)
+{
+	a->w[0] = v6->in6_u.u6_addr32[0];
+	a->w[1] = v6->in6_u.u6_addr32[1];
+	a->w[2] = v6->in6_u.u6_addr32[2];
+	a->w[3] = v6->in6_u.u6_addr32[3];
+}
+
+static __always_inline bool su_addr_is4(const struct su_addr *a)
+{
+	return a->w[0] == 0 && a->w[1] == 0 && a->w[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline bool su_addr_is_zero(const struct su_addr *a)
+{
+	return !(a->w[0] | a->w[1] | a->w[2] | a->w[3]);
+}
+
+static __always_inline bool su_addr_equal(const struct su_addr *a, const struct su_addr *b)
+{
+	return a->w[3] == b->w[3] && a->w[2] == b->w[2] && a->w[1] == b->w[1] && a->w[0] == b->w[0];
+}
+
+/* The 8 bytes of L4 that are in the quotation. Ports stay 0 for protocols without. */
+static __always_inline void su_parse_quote4(void *data, void *data_end, struct su_pkt *p)
+{
+	struct iphdr *ip = data + p->q_ip_off;
+	struct su_icmp *l4;
+	__u32 len;
+
+	if ((void *)(ip + 1) > data_end || ip->version != 4 || ip->ihl < 5)
+		return;
+	if (ip->frag_off & bpf_htons(SU_IP4_OFFSET))
+		return;
+	len = (__u32)ip->ihl * 4;
+	su_addr_set4(&p->q_src, ip->saddr);
+	su_addr_set4(&p->q_dst, ip->daddr);
+	p->q_proto = ip->protocol;
+	p->q_l4_off = p->q_ip_off + len;
+	l4 = (void *)ip + len;
+	if ((void *)(l4 + 1) > data_end)
+		return;
+	if (p->q_proto == IPPROTO_TCP || p->q_proto == IPPROTO_UDP) {
+		p->q_sport = ((__be16 *)l4)[0];
+		p->q_dport = ((__be16 *)l4)[1];
+		p->flags |= SU_PKT_QUOTE;
+	} else if (p->q_proto == IPPROTO_ICMP && l4->type == SU_ICMP_ECHO_REQUEST) {
+		p->q_sport = l4->id;
+		p->flags |= SU_PKT_QUOTE;
+	} else if (p->q_proto == IPPROTO_ICMP && l4->type == SU_ICMP_ECHO_REPLY) {
+		p->q_dport = l4->id;
+		p->flags |= SU_PKT_QUOTE;
+	}
+}
+
+static __always_inline void su_parse_quote6(void *data, void *data_end, struct su_pkt *p)
+{
+	struct ipv6hdr *ip = data + p->q_ip_off;
+	struct su_icmp *l4 = (void *)(ip + 1);
+
+	if ((void *)(l4 + 1) > data_end || ip->version != 6)
+		return;
+	su_addr_set6(&p->q_src, &ip->saddr);
+	su_addr_set6(&p->q_dst, &ip->daddr);
+	p->q_proto = ip->nexthdr;
+	p->q_l4_off = p->q_ip_off + sizeof(*ip);
+	if (p->q_proto == IPPROTO_TCP || p->q_proto == IPPROTO_UDP) {
+		p->q_sport = ((__be16 *)l4)[0];
+		p->q_dport = ((__be16 *)l4)[1];
+		p->flags |= SU_PKT_QUOTE;
+	} else if (p->q_proto == IPPROTO_ICMPV6 && l4->type == SU_ICMP6_ECHO_REQUEST) {
+		p->q_sport = l4->id;
+		p->flags |= SU_PKT_QUOTE;
+	} else if (p->q_proto == IPPROTO_ICMPV6 && l4->type == SU_ICMP6_ECHO_REPLY) {
+		p->q_dport = l4->id;
+		p->flags |= SU_PKT_QUOTE;
+	}
+}
+
+static __always_inline int su_parse_icmp4(void *data, void *data_end, struct su_icmp *icmp, struct su_pkt *p)
+{
+	if ((void *)(icmp + 1) > data_end)
+		return -SU_DROP_MALFORMED;
+	p->icmp_type = icmp->type;
+	p->icmp_code = icmp->code;
+	switch (icmp->type) {
+	case SU_ICMP_ECHO_REQUEST:
+		p->sport = icmp->id;
+		p->flags |= SU_PKT_ECHO_REQUEST | SU_PKT_PORTS;
+		break;
+	case SU_ICMP_ECHO_REPLY:
+		p->dport = icmp->id;
+		p->flags |= SU_PKT_ECHO_REPLY | SU_PKT_PORTS;
+		break;
+	case SU_ICMP_UNREACH:
+	case SU_ICMP_TIME_EXCEEDED:
+	case SU_ICMP_PARAMETER:
+		p->flags |= SU_PKT_ERROR;
+		if (p->flags & SU_PKT_FRAG)
+			break;
+		p->q_ip_off = p->l4_off + sizeof(*icmp);
+		su_parse_quote4(data, data_end, p);
+		break;
+	}
+	return 0;
+}
+
+static __always_inline int su_parse_icmp6(void *data, void *data_end, struct su_icmp *icmp, struct su_pkt *p)
+{
+	if ((void *)(icmp + 1) > data_end)
+		return -SU_DROP_MALFORMED;
+	p->icmp_type = icmp->type;
+	p->icmp_code = icmp->code;
+	if (icmp->type == SU_ICMP6_ECHO_REQUEST) {
+		p->sport = icmp->id;
+		p->flags |= SU_PKT_ECHO_REQUEST | SU_PKT_PORTS;
+	} else if (icmp->type == SU_ICMP6_ECHO_REPLY) {
+		p->dport = icmp->id;
+		p->flags |= SU_PKT_ECHO_REPLY | SU_PKT_PORTS;
+	} else if (icmp->type >= SU_ICMP6_UNREACH && icmp->type <= SU_ICMP6_PARAMETER) {
+		p->flags |= SU_PKT_ERROR;
+		p->q_ip_off = p->l4_off + sizeof(*icmp);
+		su_parse_quote6(data, data_end, p);
+	}
+	return 0;
+}
+
+static __always_inline int su_parse_l4(void *l4, void *data_end, struct su_pkt *p)
+{
+	if (p->proto == IPPROTO_TCP) {
+		struct tcphdr *tcp = l4;
+
+		if ((void *)(tcp + 1) > data_end || tcp->doff < 5)
+			return -SU_DROP_MALFORMED;
+		p->sport = tcp->source;
+		p->dport = tcp->dest;
+		p->tcp = ((__u8 *)tcp)[13];
+		p->flags |= SU_PKT_PORTS;
+	} else if (p->proto == IPPROTO_UDP) {
+		struct udphdr *udp = l4;
+
+		if ((void *)(udp + 1) > data_end)
+			return -SU_DROP_MALFORMED;
+		p->sport = udp->source;
+		p->dport = udp->dest;
+		p->flags |= SU_PKT_PORTS;
+	}
+	return 0;
+}
+
+static __always_inline int su_parse4(void *data, void *data_end, struct su_pkt *p)
+{
+	struct iphdr *ip = data + p->ip_off;
+	__u32 len;
+	void *l4;
+
+	if ((void *)(ip + 1) > data_end || ip->version != 4 || ip->ihl < 5)
+		return -SU_DROP_MALFORMED;
+	len = (__u32)ip->ihl * 4;
+	if (len > sizeof(*ip))
+		p->flags |= SU_PKT_OPTIONS;
+	p->proto = ip->protocol;
+	p->ttl = ip->ttl;
+	p->tos = ip->tos;
+	p->tot_len = bpf_ntohs(ip->tot_len);
+	if (p->tot_len && p->tot_len < len)
+		return -SU_DROP_MALFORMED;
+	su_addr_set4(&p->src, ip->saddr);
+	su_addr_set4(&p->dst, ip->daddr);
+	p->l4_off = p->ip_off + len;
+	if (ip->frag_off & bpf_htons(SU_IP4_MF | SU_IP4_OFFSET)) {
+		p->flags |= SU_PKT_FRAG;
+		if (ip->frag_off & bpf_htons(SU_IP4_OFFSET))
+			return 0;
+	}
+	l4 = (void *)ip + len;
+	if (p->proto == IPPROTO_ICMP)
+		return su_parse_icmp4(data, data_end, l4, p);
+	return su_parse_l4(l4, data_end, p);
+}
+
+static __always_inline int su_parse6(void *data, void *data_end, struct su_pkt *p)
+{
+	struct ipv6hdr *ip = data + p->ip_off;
+
+	if ((void *)(ip + 1) > data_end || ip->version != 6)
+		return -SU_DROP_MALFORMED;
+	p->flags = SU_PKT_IP6;
+	p->proto = ip->nexthdr;
+	p->ttl = ip->hop_limit;
+	p->tos = bpf_ntohs(*(__be16 *)ip) >> 4;
+	p->tot_len = ip->payload_len ? bpf_ntohs(ip->payload_len) + sizeof(*ip) : 0;
+	su_addr_set6(&p->src, &ip->saddr);
+	su_addr_set6(&p->dst, &ip->daddr);
+	p->l4_off = p->ip_off + sizeof(*ip);
+	if (p->proto == IPPROTO_FRAGMENT) {
+		p->flags |= SU_PKT_FRAG;
+		return 0;
+	}
+	if (p->proto == IPPROTO_ICMPV6)
+		return su_parse_icmp6(data, data_end, (void *)(ip + 1), p);
+	return su_parse_l4(ip + 1, data_end, p);
+}
+
+/*
+ * Read the headers of an IP packet whose Ethernet type is `eth_proto` and which starts `l2_len` bytes (a
+ * constant for the verifier) into the frame. 0, or -SU_DROP_MALFORMED; -SU_DROP_PROTOCOL when it is not IP.
+ * p is filled as far as parsing went. IPv6 extension headers are not followed: proto is then theirs.
+ */
+static __noinline int su_parse(void *data, void *data_end, __u32 l2_len, __be16 eth_proto, struct su_pkt *p)
+{
+	__builtin_memset(p, 0, sizeof(*p));
+	p->l2_len = l2_len;
+	p->ip_off = l2_len;
+	if (eth_proto == bpf_htons(ETH_P_IP))
+		return su_parse4(data, data_end, p);
+	if (eth_proto == bpf_htons(ETH_P_IPV6))
+		return su_parse6(data, data_end, p);
+	return -SU_DROP_PROTOCOL;
+}
+
+/* Make the headers linear. Packet pointers are to be read again after it. */
+static __always_inline void su_tc_pull(struct __sk_buff *skb)
+{
+	__u32 want = skb->len < SU_PARSE_BYTES ? skb->len : SU_PARSE_BYTES;
+
+	if ((long)skb->data + want > (long)skb->data_end)
+		bpf_skb_pull_data(skb, want);
+}
+
+/* Parse what a tc program was given. */
+static __always_inline int su_tc_parse(struct __sk_buff *skb, __u32 l2_len, struct su_pkt *p)
+{
+	su_tc_pull(skb);
+	return su_parse((void *)(long)skb->data, (void *)(long)skb->data_end, l2_len, (__be16)skb->protocol, p);
+}
+
+/*
+ * The flow of a packet that came from the Internet: local = destination. Of an ICMP error, the flow of the
+ * packet it quotes: local = quoted source. 0, or -SU_DROP_FRAGMENT, _PROTOCOL, _ERROR_UNKNOWN.
+ */
+static __always_inline int su_flow_of_in(const struct su_pkt *p, struct su_flow *f)
+{
+	__builtin_memset(f, 0, sizeof(*f));
+	f->local = p->dst;
+	f->remote = p->src;
+	f->proto = p->proto;
+	if (p->flags & SU_PKT_FRAG)
+		return -SU_DROP_FRAGMENT;
+	if (p->flags & SU_PKT_ERROR) {
+		if (!(p->flags & SU_PKT_QUOTE))
+			return -SU_DROP_ERROR_UNKNOWN;
+		f->local = p->q_src;
+		f->remote = p->q_dst;
+		f->local_port = p->q_sport;
+		f->remote_port = p->q_dport;
+		f->proto = p->q_proto;
+		return 0;
+	}
+	if (!(p->flags & SU_PKT_PORTS))
+		return -SU_DROP_PROTOCOL;
+	f->local_port = p->dport;
+	f->remote_port = p->sport;
+	return 0;
+}
+
+/* The flow of a packet that leaves: local = source; of an ICMP error, local = quoted destination. */
+static __always_inline int su_flow_of_out(const struct su_pkt *p, struct su_flow *f)
+{
+	__builtin_memset(f, 0, sizeof(*f));
+	f->local = p->src;
+	f->remote = p->dst;
+	f->proto = p->proto;
+	if (p->flags & SU_PKT_FRAG)
+		return -SU_DROP_FRAGMENT;
+	if (p->flags & SU_PKT_ERROR) {
+		if (!(p->flags & SU_PKT_QUOTE))
+			return -SU_DROP_ERROR_UNKNOWN;
+		f->local = p->q_dst;
+		f->remote = p->q_src;
+		f->local_port = p->q_dport;
+		f->remote_port = p->q_sport;
+		f->proto = p->q_proto;
+		return 0;
+	}
+	if (!(p->flags & SU_PKT_PORTS))
+		return -SU_DROP_PROTOCOL;
+	f->local_port = p->sport;
+	f->remote_port = p->dport;
+	return 0;
+}
+
+#endif /* SU_PARSE_H */
