@@ -232,11 +232,12 @@ struct su_crowd_key {
 _Static_assert(sizeof(struct su_crowd_key) == 24, "su_crowd_key");
 
 struct su_crowd {
-	__u64 full_until_ns;	/* verified full; boot clock */
+	__u64 full_socket_ns;	/* verified full until then, boot clock: for sockets, which may reuse LINGER */
+	__u64 full_packet_ns;	/* the same for everybody else */
 	__u64 refused;		/* asked for in vain */
 	__u64 taken[SU_CROWD_PORTS / 64];	/* believed taken; checked before it is believed full */
 };
-_Static_assert(sizeof(struct su_crowd) == 272, "su_crowd");
+_Static_assert(sizeof(struct su_crowd) == 280, "su_crowd");
 
 /* Value of `uplinks` (array). */
 struct su_uplink {
@@ -323,6 +324,7 @@ enum su_drop {
 	SU_DROP_ONRAMP = 27,		/* the on-ramp is gone or not configured */
 	SU_DROP_HOPS = 28,		/* a client's time to live ran out here (it is told) */
 	SU_DROP_INBOUND_NEW = 29,	/* inbound, would begin a flow on a claim that allows none (a SYN to a client) */
+	SU_DROP_ECN = 30,		/* congestion marked in the tunnel on a packet that cannot say so (RFC 6040) */
 	SU_DROP_MAX = 32,
 };
 
