@@ -17,6 +17,8 @@ Readers: the agent; `softunicast slices|flows|counters|drops|explain|run` for na
 | `bindings_epoch` | of bindings.yaml; the agent refuses an older one |
 | `ready` | the last reconciliation went through |
 | `pools`, `nodes`, `slices`, `onramps`, `uplinks` | names <-> indices used in the maps |
+| `map_sizes` | max_entries of the maps that were not left at their default |
+| `array_used` | how many elements of an array map were filled; beyond them it is zeros |
 | `cgroup` | folder of `softunicast run`'s cgroups; `cgroup_root` where the hooks are attached |
 | `sysctls_before` | values to put back by uninstall, by name; devices that went away are left out |
 | `addresses_added` | slice addresses this agent put on lo (others were there before and stay) |
@@ -77,6 +79,8 @@ class NodeState:
     slices: tuple[SliceState, ...] = ()
     onramps: Mapping[str, OnrampState] = field(default_factory=dict)
     uplinks: Mapping[str, int] = field(default_factory=dict)
+    map_sizes: Mapping[str, int] = field(default_factory=dict)
+    array_used: Mapping[str, int] = field(default_factory=dict)
     cgroup: str = ""
     cgroup_root: str = ""
     sysctls_before: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent knows of the host and does not own: devices, default routes, sysctls, other firewalls. Pure values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from softunicast.agent.resources import NextHop
+
+ARPHRD_ETHER: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A network device of this namespace. `arphrd`: /sys/class/net/*/type; `mtu` in bytes without link header."""
+
+    name: str
+    ifindex: int
+    mtu: int
+    arphrd: int = ARPHRD_ETHER
+    addresses: tuple[str, ...] = ()
+
+    @property
+    def ethernet(self) -> bool:
+        """Frames have an Ethernet header; otherwise (tun, WireGuard) they begin with IP."""
+        return self.arphrd == ARPHRD_ETHER
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultRoute:
+    """A default route of the main table."""
+
+    version: int
+    metric: int
+    hops: tuple[NextHop, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """`sysctls` by path below /proc/sys; `ruleset`: nft's JSON objects; `iptables`: outputs of iptables-save."""
+
+    netns_cookie: int
+    devices: Mapping[str, Device] = field(default_factory=dict)
+    defaults: tuple[DefaultRoute, ...] = ()
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+    ruleset: tuple[Mapping[str, Any], ...] = ()
+    iptables: tuple[str, ...] = ()
+    cgroup_root: str = ""
+
+    def device_of(self, address: str) -> Device | None:
+        """The device that has this address (without prefix length)."""
+        return next((device for device in self.devices.values() if address in device.addresses), None)
