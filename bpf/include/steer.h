@@ -1,0 +1,360 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * steer.h - who owns an answer, and how it gets there. docs/steering.md is the theory.
+ *
+ * One core (su_steer_where, su_gue_accept, su_carry_check, su_outer_fill), which works on packet pointers and
+ * plain values, and two sets of hands: su_tc_encap and su_tc_decap here, those of XDP in steer.bpf.c.
+ *
+ *   address:port  -> `addresses` (hash) -> `owners[base + (port >> shift)]` (array) -> `nodes` (array)
+ *
+ * There is no state for a packet. What is decided is decided from these tables alone, so that
+ * src/softunicast/steering/oracle.py can say the same from the same tables.
+ */
+#ifndef SU_STEER_H
+#define SU_STEER_H
+
+#include "count.h"
+#include "csum.h"
+#include "gue.h"
+#include "maps.h"
+#include "parse.h"
+
+/* Answers of su_steer_decide and su_steer_where beside 0 and -SU_DROP_x. */
+#define SU_STEER_NOT_FLEET 1	/* the destination is no address of the fleet: none of our business */
+#define SU_STEER_HERE 2		/* answered where it arrives, whoever owns the address: a ping */
+
+#define SU_STEER_L2_LEN 14	/* uplinks are Ethernet */
+#define SU_INNER_OFF (SU_STEER_L2_LEN + SU_OUTER_LEN)
+#define SU_STEER_PARSE_BYTES (SU_PARSE_BYTES + SU_OUTER_LEN)
+
+#ifndef BPF_F_ADJ_ROOM_DECAP_L3_IPV6
+#define BPF_F_ADJ_ROOM_DECAP_L3_IPV6 (1ULL << 8)	/* Linux 6.3 */
+#endif
+#define SU_EALREADY 114
+
+/*
+ * Who owns this address and port (host order)? 0: *out is filled and its node is somebody;
+ * SU_STEER_NOT_FLEET; -SU_DROP_NO_OWNER. *out is untouched unless 0.
+ */
+static __noinline int su_steer_decide(const struct su_addr *dst, __u16 port_host, struct su_owner *out)
+{
+	struct su_address *address = bpf_map_lookup_elem(&addresses, dst);
+	struct su_owner *owner;
+	__u32 index;
+
+	if (!address)
+		return SU_STEER_NOT_FLEET;
+	index = address->base + ((__u32)port_host >> (address->shift & 31));
+	owner = bpf_map_lookup_elem(&owners, &index);
+	if (!owner || owner->node == SU_NONE)
+		return -SU_DROP_NO_OWNER;
+	*out = *owner;
+	return 0;
+}
+
+static __always_inline bool su_is_fleet(const struct su_addr *a)
+{
+	return bpf_map_lookup_elem(&addresses, a) != NULL;
+}
+
+/*
+ * The same for a packet that came in, plain or taken out of the tunnel. An ICMP error belongs to the flow it
+ * quotes, which must be one of the address that the error came to.
+ * 0, SU_STEER_NOT_FLEET, SU_STEER_HERE, or -SU_DROP_FRAGMENT, _PROTOCOL, _ERROR_UNKNOWN, _NO_OWNER.
+ */
+static __always_inline int su_steer_where(const struct su_pkt *p, struct su_owner *out)
+{
+	__be16 port = p->dport;
+
+	if (!(p->flags & SU_PKT_PORTS) || p->flags & (SU_PKT_FRAG | SU_PKT_ECHO_REQUEST)) {
+		if (!su_is_fleet(&p->dst))
+			return SU_STEER_NOT_FLEET;
+		if (p->flags & SU_PKT_FRAG)
+			return -SU_DROP_FRAGMENT;
+		if (p->flags & SU_PKT_ECHO_REQUEST)
+			return SU_STEER_HERE;
+		if (!(p->flags & SU_PKT_ERROR))
+			return -SU_DROP_PROTOCOL;
+		if (!(p->flags & SU_PKT_QUOTE) || !su_addr_equal(&p->q_src, &p->dst))
+			return -SU_DROP_ERROR_UNKNOWN;
+		port = p->q_sport;
+	}
+	return su_steer_decide(&p->dst, bpf_ntohs(port), out);
+}
+
+/* Is it addressed to this node's end of the tunnel? */
+static __always_inline bool su_is_gue(const struct su_pkt *p)
+{
+	struct su_addr underlay = settings.underlay;
+
+	return p->proto == IPPROTO_UDP && p->dport == settings.gue_port && p->flags & SU_PKT_PORTS &&
+	       su_addr_equal(&p->dst, &underlay);
+}
+
+static __always_inline bool su_is_listed(__u32 list, const struct su_addr *a)
+{
+	struct su_prefix key = {
+		.prefix_len = 32 + 128,
+		.list = bpf_htonl(list),
+		.addr = *a,
+	};
+
+	return bpf_map_lookup_elem(&prefixes, &key) != NULL;
+}
+
+/* What is left of the outer headers. */
+struct su_outer_seen {
+	__be16 eth_proto;	/* of the inner packet */
+	__u8 ecn;		/* the inner packet's, once out */
+	__u8 final;
+};
+
+/*
+ * May this encapsulated packet (p: its outer headers; `data`: linear for SU_STEER_PARSE_BYTES or all there
+ * is; `frame_len`: the whole) come out here? Afterwards p describes the inner packet *where it still is*,
+ * offsets included. 0, or -SU_DROP_STRANGER, _GUE_MALFORMED, _MALFORMED, _INNER_NOT_SLICE, _INNER_INTERNAL,
+ * _ECN. Nothing in the packet is changed.
+ */
+static __always_inline int su_gue_accept(void *data, void *data_end, __u32 frame_len, bool gso, struct su_pkt *p,
+					 struct su_outer_seen *seen)
+{
+	const struct su_outer *o = data + SU_STEER_L2_LEN;
+	__u32 outer_len = p->tot_len;
+	__u8 outer_ecn = p->tos & SU_ECN_MASK;
+	int err;
+
+	if (!bpf_map_lookup_elem(&peers, &p->src))
+		return -SU_DROP_STRANGER;
+	if (p->l2_len != SU_STEER_L2_LEN || p->flags & (SU_PKT_OPTIONS | SU_PKT_FRAG | SU_PKT_IP6))
+		return -SU_DROP_GUE_MALFORMED;
+	if ((void *)(o + 1) > data_end)
+		return -SU_DROP_GUE_MALFORMED;
+	err = su_outer_check(o, gso);
+	if (err)
+		return err;
+	if (!gso && outer_len > frame_len - SU_STEER_L2_LEN)
+		return -SU_DROP_GUE_MALFORMED;
+	seen->final = !!(o->gue.flags & bpf_htons(SU_GUE_FINAL));
+	seen->eth_proto = o->gue.proto == IPPROTO_IPIP ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
+	if (su_parse(data, data_end, SU_INNER_OFF, seen->eth_proto, p))
+		return -SU_DROP_MALFORMED;
+	if (!gso && (!p->tot_len || p->tot_len > outer_len - SU_OUTER_LEN))
+		return -SU_DROP_MALFORMED;
+	if (!su_is_fleet(&p->dst))
+		return -SU_DROP_INNER_NOT_SLICE;
+	if (su_is_listed(SU_LIST_INTERNAL, &p->src))
+		return -SU_DROP_INNER_INTERNAL;
+	err = su_ecn_decap(p->tos & SU_ECN_MASK, outer_ecn);
+	if (err < 0)
+		return err;
+	seen->ecn = err;
+	return 0;
+}
+
+/* The inner packet is in front now: offsets and ECN follow. */
+static __always_inline void su_pkt_uncovered(struct su_pkt *p, __u8 ecn)
+{
+	p->l2_len = SU_STEER_L2_LEN;
+	p->ip_off -= SU_OUTER_LEN;
+	p->l4_off -= SU_OUTER_LEN;
+	if (p->q_ip_off)
+		p->q_ip_off -= SU_OUTER_LEN;
+	if (p->q_l4_off)
+		p->q_l4_off -= SU_OUTER_LEN;
+	p->tos = (p->tos & ~SU_ECN_MASK) | ecn;
+}
+
+/* Entropy for the outer source port: the same for all packets of a flow in one direction. */
+static __always_inline __u16 su_entropy(const struct su_pkt *p)
+{
+	__u32 src = bpf_ntohl(p->src.w[0] ^ p->src.w[1] ^ p->src.w[2] ^ p->src.w[3]);
+	__u32 dst = bpf_ntohl(p->dst.w[0] ^ p->dst.w[1] ^ p->dst.w[2] ^ p->dst.w[3]);
+	__u32 ports = (__u32)bpf_ntohs(p->sport) << 16 | bpf_ntohs(p->dport);
+	__u32 hash = src * 0x9e3779b1u ^ dst * 0x85ebca6bu ^ ports * 0xc2b2ae35u ^ p->proto;
+
+	hash ^= hash >> 16;
+	hash *= 0x7feb352d;
+	return hash ^ hash >> 15;
+}
+
+/* The uplink that a carried packet leaves by: the one it came by, else the node's first. */
+static __always_inline const struct su_uplink *su_uplink_for(__u32 ifindex)
+{
+	struct su_uplink *first = NULL, *uplink;
+	__u32 i;
+
+#pragma unroll
+	for (i = 0; i < 8; i++) {
+		__u32 index = i;
+
+		uplink = bpf_map_lookup_elem(&uplinks, &index);
+		if (!uplink || !uplink->ifindex)
+			continue;
+		if (uplink->ifindex == ifindex)
+			return uplink;
+		if (!first)
+			first = uplink;
+	}
+	return first;
+}
+
+/*
+ * May p be carried to `node`, when its largest datagram has `seg_len` bytes (IP header included) and the
+ * frame holds `ip_room` bytes from the IP header on (0: a GSO packet, not asked)?
+ * 0 and *to is the node's underlay address; or -SU_DROP_TTL, _NO_OWNER (a node that is not in the table),
+ * _ENCAP (its underlay is IPv6), _MALFORMED, _TOO_BIG.
+ */
+static __always_inline int su_carry_check(const struct su_pkt *p, __u32 node, __u32 seg_len, __u32 ip_room, __u32 mtu,
+					  __be32 *to)
+{
+	const struct su_node *n = bpf_map_lookup_elem(&nodes, &node);
+
+	if (p->ttl <= 1)
+		return -SU_DROP_TTL;
+	if (!n || !(n->flags & 1))
+		return -SU_DROP_NO_OWNER;
+	if (!su_addr_is4(&n->underlay))
+		return -SU_DROP_ENCAP;
+	if (ip_room && (!p->tot_len || p->tot_len > ip_room))
+		return -SU_DROP_MALFORMED;
+	if (seg_len + SU_OUTER_LEN > mtu)
+		return -SU_DROP_TOO_BIG;
+	*to = n->underlay.w[3];
+	return 0;
+}
+
+/* Bytes of the largest segment, IP header included, that a GSO packet will be cut into. */
+static __always_inline __u32 su_tc_gso_len(struct __sk_buff *skb, const struct su_pkt *p, __u32 gso_size)
+{
+	__u32 headers = p->l4_off - SU_STEER_L2_LEN;
+	__u8 doff;
+
+	if (p->proto != IPPROTO_TCP)
+		return gso_size + headers + sizeof(struct udphdr);
+	if (bpf_skb_load_bytes(skb, p->l4_off + 12, &doff, 1))
+		return ~0u - SU_OUTER_LEN;
+	return gso_size + headers + (doff >> 4) * 4;
+}
+
+/* Set the ECN field of the (uncovered) packet, its checksum along. 0 or -SU_DROP_ENCAP. */
+static __always_inline int su_tc_set_ecn(struct __sk_buff *skb, const struct su_pkt *p, __u8 ecn)
+{
+	__be16 word, new;
+
+	if (bpf_skb_load_bytes(skb, SU_STEER_L2_LEN, &word, 2))
+		return -SU_DROP_ENCAP;
+	if (p->flags & SU_PKT_IP6) {
+		new = (word & ~bpf_htons(SU_ECN_MASK << 4)) | bpf_htons(ecn << 4);
+	} else {
+		new = (word & ~bpf_htons(SU_ECN_MASK)) | bpf_htons(ecn);
+		if (bpf_l3_csum_replace(skb, SU_STEER_L2_LEN + 10, word, new, 2))
+			return -SU_DROP_ENCAP;
+	}
+	if (bpf_skb_store_bytes(skb, SU_STEER_L2_LEN, &new, 2, p->flags & SU_PKT_IP6 ? BPF_F_RECOMPUTE_CSUM : 0))
+		return -SU_DROP_ENCAP;
+	return 0;
+}
+
+/*
+ * Take an encapsulated packet (su_is_gue(p)) out of its tunnel. 0: skb and p are the inner packet, *final says
+ * that it must be ours; counted as CARRIED_IN. Or -SU_DROP_x as su_gue_accept, -SU_DROP_ENCAP: the packet is then in
+ * no state to go anywhere. Packet pointers are to be read again.
+ */
+static __noinline int su_tc_decap(struct __sk_buff *skb, struct su_pkt *p, bool *final)
+{
+	__u32 want = skb->len < SU_STEER_PARSE_BYTES ? skb->len : SU_STEER_PARSE_BYTES;
+	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
+	struct su_outer_seen seen = {};
+	bool ecn_changes;
+	int err;
+
+	if ((long)skb->data + want > (long)skb->data_end)
+		bpf_skb_pull_data(skb, want);
+	err = su_gue_accept((void *)(long)skb->data, (void *)(long)skb->data_end, skb->len, skb->gso_size != 0, p,
+			    &seen);
+	if (err)
+		return err;
+	/* Without the flag the kernel would go on believing in IPv4; for IPv4 in IPv4 it needs telling nothing. */
+	if (p->flags & SU_PKT_IP6)
+		flags |= BPF_F_ADJ_ROOM_DECAP_L3_IPV6;
+	if (bpf_skb_adjust_room(skb, -SU_OUTER_LEN, BPF_ADJ_ROOM_MAC, flags))
+		return -SU_DROP_ENCAP;
+	if (p->flags & SU_PKT_IP6 && bpf_skb_store_bytes(skb, 12, &seen.eth_proto, 2, 0))
+		return -SU_DROP_ENCAP;
+	ecn_changes = (p->tos & SU_ECN_MASK) != seen.ecn;
+	su_pkt_uncovered(p, seen.ecn);
+	if (ecn_changes) {
+		err = su_tc_set_ecn(skb, p, seen.ecn);
+		if (err)
+			return err;
+	}
+	*final = seen.final;
+	su_count_bh(su_stats_get(), SU_COUNT_CARRIED_IN, 1);
+	return 0;
+}
+
+/* The outer headers and, behind them, as much of the inner IP header as changes. */
+struct su_cover {
+	struct su_outer outer;
+	__u8 inner[12];
+};
+
+/*
+ * Carry a plain packet to `node`: encapsulate it and redirect it to the uplink. TC_ACT_REDIRECT (counted as
+ * CARRIED_OUT), or -SU_DROP_x as su_carry_check, or -SU_DROP_ENCAP. On a drop the packet may be half rewritten.
+ * Segmentation offload and partial checksums go on inside: the kernel is told where the inner packet begins.
+ */
+static __noinline int su_tc_encap(struct __sk_buff *skb, struct su_pkt *p, __u32 node, bool final)
+{
+	const struct su_uplink *uplink = su_uplink_for(skb->ifindex);
+	struct su_addr underlay = settings.underlay;
+	__u32 gso_size = *(volatile __u32 *)&skb->gso_size;	/* read once: no pointer into the context */
+	struct su_cover cover;
+	__u32 ifindex;
+	__be32 to;
+	long ret;
+	int err;
+
+	if (!uplink || p->l2_len != SU_STEER_L2_LEN)
+		return -SU_DROP_ENCAP;
+	ifindex = uplink->ifindex;
+	err = su_carry_check(p, node, gso_size ? su_tc_gso_len(skb, p, gso_size) : p->tot_len,
+			     gso_size ? 0 : skb->len - SU_STEER_L2_LEN, uplink->mtu, &to);
+	if (err)
+		return err;
+	if (bpf_skb_load_bytes(skb, SU_STEER_L2_LEN, cover.inner, sizeof(cover.inner)))
+		return -SU_DROP_ENCAP;
+	if (p->flags & SU_PKT_IP6) {
+		cover.inner[7]--;
+	} else {
+		__be16 *word = (__be16 *)&cover.inner[8], was = *word;	/* time to live, protocol */
+
+		cover.inner[8]--;
+		word[1] = su_csum_replace2(word[1], was, *word);
+	}
+	su_outer_fill(&cover.outer, underlay.w[3], to, settings.gue_port, p->tot_len,
+		      p->flags & SU_PKT_IP6 ? IPPROTO_IPV6 : IPPROTO_IPIP, p->tos, su_entropy(p), final);
+	ret = bpf_skb_adjust_room(skb, SU_OUTER_LEN, BPF_ADJ_ROOM_MAC,
+				  BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 |
+					  BPF_F_ADJ_ROOM_ENCAP_L4_UDP);
+	/*
+	 * A packet that came out of a tunnel here and goes into the next: the kernel still holds it for encapsulated
+	 * (nothing ever clears that), and all it would be told again is still true.
+	 */
+	if (ret == -SU_EALREADY && !(p->flags & SU_PKT_IP6))
+		ret = bpf_skb_adjust_room(skb, SU_OUTER_LEN, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO);
+	if (ret)
+		return -SU_DROP_ENCAP;
+	if (p->flags & SU_PKT_IP6) {
+		__be16 eth_proto = bpf_htons(ETH_P_IP);
+
+		if (bpf_skb_store_bytes(skb, 12, &eth_proto, 2, 0))
+			return -SU_DROP_ENCAP;
+	}
+	if (bpf_skb_store_bytes(skb, SU_STEER_L2_LEN, &cover, sizeof(cover), BPF_F_RECOMPUTE_CSUM))
+		return -SU_DROP_ENCAP;
+	su_count_bh(su_stats_get(), SU_COUNT_CARRIED_OUT, 1);
+	return bpf_redirect_neigh(ifindex, NULL, 0, 0);
+}
+
+#endif /* SU_STEER_H */
