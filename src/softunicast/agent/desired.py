@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From plan, bindings and facts to what the kernel should hold. Pure: the same input gives the same bytes.
+
+What goes where, for one node:
+
+    cgroup2 root      su_sock_create ... su_sockops        sockets claim (scoped by the namespace's cookie)
+    on-ramp  ingress  su_onramp_in                         fish claim
+    uplink   ingress  su_uplink_in                         answers are steered and delivered
+    underlay ingress  su_uplink_in                         carried answers, when the underlay is no uplink
+    uplink   egress   su_guard                             nothing leaves a slice without a claim
+    others   egress   su_guard_other                       nothing leaves a slice by another device
+    lo                slice addresses                      so that sockets may bind them
+    table 1717        default by uplinks, else unreachable slice-sourced packets go nowhere else
+    sysctls           uplinks: slice addresses never in ARP; on-ramps: no forwarding past the programs
+    nft               notrack for slice addresses          conntrack never sees them
+
+An on-ramp's generation grows when its device or its policy changes, so that claims of an earlier life are dead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Final
+
+from softunicast.agent.diff import Desired
+from softunicast.agent.facts import Facts
+from softunicast.agent.findings import Subject
+from softunicast.agent.resources import Attachment, Build, Hook, NextHop, Notrack, Resources, Route, Rule
+from softunicast.agent.state import NodeState, OnrampState, SliceState
+from softunicast.egress import tables as egress_tables
+from softunicast.errors import UsageError
+from softunicast.kernel import abi
+from softunicast.kernel.abi_util import addr_bytes, addr_ip
+from softunicast.model.binding import Bindings
+from softunicast.model.plan import Node, Onramp, Plan
+from softunicast.steering import tables as steering_tables
+
+UNREACHABLE_METRIC: Final = 1 << 31
+
+CGROUP_HOOKS: Final[Mapping[str, int]] = {
+    # program: enum bpf_attach_type (include/uapi/linux/bpf.h)
+    "su_sock_create": 2,
+    "su_sockops": 3,
+    "su_bind4": 8,
+    "su_bind6": 9,
+    "su_connect4": 10,
+    "su_connect6": 11,
+    "su_sendmsg4": 14,
+    "su_sendmsg6": 15,
+    "su_sock_release": 34,
+}
+
+UPLINK_SYSCTLS: Final[Mapping[str, str]] = {"arp_announce": "2", "arp_ignore": "1", "proxy_arp": "0"}
+
+
+def settings(plan: Plan, node: Node, netns_cookie: int) -> abi.Settings:
+    """The constants of this node's programs."""
+    wanted = plan.settings
+    timers = wanted.timers
+    return abi.Settings(
+        netns_cookie=netns_cookie,
+        full_ns=wanted.full_ms * 1_000_000,
+        underlay=addr_bytes(node.underlay),
+        node=plan.node_index(node.name),
+        mark=wanted.mark,
+        mask=wanted.mark_mask,
+        slots=slots(wanted.flows),
+        tcp_transitory_s=timers.tcp_transitory_s,
+        tcp_established_s=timers.tcp_established_s,
+        tcp_linger_s=timers.tcp_linger_s,
+        sock_linger_s=timers.sock_linger_s,
+        sock_reuse_s=timers.sock_reuse_s,
+        udp_s=timers.udp_s,
+        icmp_s=timers.icmp_s,
+        gue_port=wanted.gue_port,
+        answer_ping=int(wanted.answer_ping),
+    )
+
+
+def slots(flows: int) -> int:
+    """Entries of `slots` for that many flows: a power of two, at least twice as many."""
+    return 1 << (2 * flows - 1).bit_length()
+
+
+def build(objects_digest: str, plan: Plan, node: Node, netns_cookie: int) -> Build:
+    """What to load; its hash covers the object files, the settings and the sizes of the maps."""
+    sizes = {"flows": plan.settings.flows, "origin": plan.settings.flows, "slots": slots(plan.settings.flows)}
+    packed = settings(plan, node, netns_cookie).pack()
+    text = json.dumps([objects_digest, packed.hex(), sizes], sort_keys=True)
+    return Build(hashlib.sha256(text.encode()).hexdigest(), abi.ABI_VERSION, packed, sizes)
+
+
+def fingerprint(onramp: Onramp, ifindex: int) -> str:
+    """What an on-ramp's claims depend on; another one makes a new generation."""
+    parts = [
+        ifindex, onramp.device, onramp.pool, sorted(map(str, onramp.sources)), str(onramp.gateway4), str(onramp.gateway6),
+        sorted(map(str, onramp.bypass)), onramp.tenant, str(onramp.slice),
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def onramps(node: Node, facts: Facts, last: NodeState | None) -> dict[str, OnrampState]:
+    """On-ramps with ids, ifindexes and generations that go on from the last ones."""
+    result = {}
+    for position, name in enumerate(sorted(node.onramps)):
+        onramp = node.onramps[name]
+        device = facts.devices.get(onramp.device)
+        ifindex = device.ifindex if device else 0
+        mark = fingerprint(onramp, ifindex)
+        before = last.onramps.get(name) if last else None
+        # An id may change hands when on-ramps are added: its claims must not, hence the highest generation of all.
+        highest = max((known.generation for known in last.onramps.values()), default=0) if last else 0
+        same = before is not None and before.fingerprint == mark and before.id == position + 1
+        generation = before.generation if before is not None and same else highest + 1
+        result[name] = OnrampState(position + 1, onramp.device, ifindex, generation, mark)
+    return result
+
+
+def desired(
+    plan: Plan,
+    bindings: Bindings,
+    node_name: str,
+    facts: Facts,
+    objects_digest: str,
+    last: NodeState | None,
+    files: Mapping[str, str],
+    now_s: int,
+) -> Desired:
+    """What this node's kernel should hold. UsageError when the plan has no such node."""
+    node = find_node(plan, node_name)
+    ramps = onramps(node, facts, last)
+    ifindexes = {name: device.ifindex for name, device in facts.devices.items()}
+    generations = {name: ramp.generation for name, ramp in ramps.items()}
+    tables: dict[str, Mapping[bytes, bytes]] = {}
+    for module in (egress_tables, steering_tables):
+        tables.update(module.build_tables(plan, bindings, node_name, ifindexes, generations))
+    addresses = held_addresses(bindings, node_name)
+    versions = sorted({4 if "." in address else 6 for address in addresses})
+    resources = Resources(
+        tables=tables,
+        links={link.name: link for link in (*_cgroup_links(), *_device_links(node, facts))},
+        addresses=frozenset(_with_length(address) for address in addresses),
+        rules=frozenset(Rule(4 if "." in address else 6, address) for address in addresses),
+        routes=frozenset(route for version in versions for route in _routes(node, facts, version)),
+        sysctls=dict(_sysctls(node, facts, last)),
+        notrack=Notrack(
+            frozenset(address for address in addresses if "." in address),
+            frozenset(address for address in addresses if ":" in address),
+        ),
+        files=files,
+    )
+    build_ = build(objects_digest, plan, node, facts.netns_cookie)
+    state = NodeState(
+        node=node_name,
+        netns_cookie=facts.netns_cookie,
+        abi_version=build_.abi_version,
+        bindings_epoch=bindings.epoch,
+        pools={name: plan.pool_index(name) for name in plan.pools},
+        nodes={name: plan.node_index(name) for site in plan.sites.values() for name in site.nodes},
+        slices=tuple(_slices(tables.get("slices", {}), plan)),
+        onramps=ramps,
+        uplinks={name: ifindexes[name] for name in node.uplinks if name in ifindexes},
+        cgroup_root=facts.cgroup_root,
+        cgroup=f"{facts.cgroup_root}/softunicast/{node_name}",
+        started_s=now_s,
+    )
+    return Desired(build_, resources, state)
+
+
+def find_node(plan: Plan, name: str) -> Node:
+    """The node; UsageError that names those there are."""
+    known = sorted(known for site in plan.sites.values() for known in site.nodes)
+    if name not in known:
+        raise UsageError(f"--node {name}: no such node in the plan; it has {', '.join(known) or 'none'}")
+    return plan.node(name)
+
+
+def subject(plan: Plan, bindings: Bindings, node_name: str) -> Subject:
+    """What the host is examined for."""
+    node = find_node(plan, node_name)
+    held = [binding.slice for binding in bindings.bindings if binding.node == node_name]
+    return Subject(
+        uplinks=tuple(node.uplinks),
+        onramps={name: onramp.device for name, onramp in node.onramps.items()},
+        underlay=str(node.underlay),
+        addresses=held_addresses(bindings, node_name),
+        ports=tuple((part.first, part.last) for part in held),
+    )
+
+
+def held_addresses(bindings: Bindings, node_name: str) -> tuple[str, ...]:
+    """The addresses this node has slices of, without prefix length."""
+    return tuple(sorted({str(part.slice.address) for part in bindings.bindings if part.node == node_name}))
+
+
+def _with_length(address: str) -> str:
+    return f"{address}/{32 if '.' in address else 128}"
+
+
+def _cgroup_links() -> Iterator[Attachment]:
+    for program in CGROUP_HOOKS:
+        yield Attachment(program, program, Hook.CGROUP)
+
+
+def _device_links(node: Node, facts: Facts) -> Iterator[Attachment]:
+    onramp_devices = {onramp.device for onramp in node.onramps.values()}
+    underlay = facts.device_of(str(node.underlay))
+    for name, device in sorted(facts.devices.items()):
+        def link(role: str, program: str, hook: Hook, name: str = name, ifindex: int = device.ifindex) -> Attachment:
+            return Attachment(f"{role}-{ifindex}", program, hook, name, ifindex)
+
+        if name == "lo":
+            continue
+        if name in onramp_devices:
+            yield link("onramp_in", "su_onramp_in", Hook.INGRESS)
+        elif name in node.uplinks:
+            yield link("uplink_in", "su_uplink_in", Hook.INGRESS)
+            yield link("guard", "su_guard", Hook.EGRESS)
+        else:
+            if device == underlay:
+                yield link("uplink_in", "su_uplink_in", Hook.INGRESS)
+            yield link("guard_other", "su_guard_other", Hook.EGRESS)
+
+
+def _routes(node: Node, facts: Facts, version: int) -> Iterator[Route]:
+    yield Route(version, UNREACHABLE_METRIC)
+    metric = 0
+    for default in facts.defaults:
+        hops = tuple(sorted(hop for hop in default.hops if hop.device in node.uplinks))
+        if default.version == version and hops:
+            metric += 1
+            yield Route(version, metric, tuple(replace(hop) for hop in hops))
+
+
+def _sysctls(node: Node, facts: Facts, last: NodeState | None) -> Iterator[tuple[str, str]]:
+    before = last.sysctls_before if last else {}
+    for uplink in node.uplinks:
+        if uplink not in facts.devices:
+            continue
+        folder = f"net/ipv4/conf/{uplink}"
+        for name, value in UPLINK_SYSCTLS.items():
+            yield f"{folder}/{name}", value
+        strictness = max(facts.sysctls.get(f"net/ipv4/conf/{at}/rp_filter", "0") for at in ("all", uplink))
+        if strictness == "1" or f"{folder}/rp_filter" in before:
+            yield f"{folder}/rp_filter", "2"
+    for onramp in node.onramps.values():
+        if onramp.device in facts.devices:
+            for family in ("ipv4", "ipv6"):
+                yield f"net/{family}/conf/{onramp.device}/forwarding", "0"
+
+
+def _slices(table: Mapping[bytes, bytes], plan: Plan) -> Iterator[SliceState]:
+    pools = {plan.pool_index(name): name for name in plan.pools}
+    for key, value in sorted(table.items(), key=lambda item: int.from_bytes(item[0], "little")):
+        held = abi.Slice.unpack(value)
+        if held.flags:
+            address = addr_ip(held.addr)
+            host = f"[{address}]" if address.version == 6 else str(address)
+            text = f"{host}:{held.first}-{held.last}"
+            yield SliceState(int.from_bytes(key, "little"), text, pools.get(held.pool, ""), held.epoch)
+
+
