@@ -29,6 +29,18 @@ from typing import Final, Self
 
 from softunicast.errors import KernelError
 from softunicast.kernel.libbpf import captured_log, libbpf, libc
+from softunicast.kernel.links import (
+    AttachType,
+    Link,
+    LinkInfo,
+    LinkType,
+    attach_cgroup,
+    attach_clsact,
+    attach_tcx,
+    attach_xdp,
+    detach_clsact,
+    run_iter,
+)
 from softunicast.kernel.maps import ANY, EXIST, NOEXIST, Map, MapType, possible_cpus
 from softunicast.kernel.programs import Program, ProgramType, TestRun
 
@@ -37,19 +49,31 @@ __all__ = [
     "BPFFS",
     "EXIST",
     "NOEXIST",
+    "AttachType",
     "BpfObject",
+    "Link",
+    "LinkInfo",
+    "LinkType",
     "Map",
     "MapType",
     "Program",
     "ProgramType",
     "TestRun",
+    "attach_cgroup",
+    "attach_clsact",
+    "attach_tcx",
+    "attach_xdp",
+    "detach_clsact",
     "mount_bpffs",
     "object_path",
     "possible_cpus",
+    "run_iter",
 ]
 
 BPFFS: Final = Path("/sys/fs/bpf")
 SETTINGS: Final = ".rodata.settings"
+# Lines of a verifier's log that tell its way, not its verdict.
+TRACE: Final = re.compile(r"\d+: |processed |;|R\d+[_ ]?\w*=|from |\(|last_idx|regs=|parent ")
 NO_SIZES: Final[Mapping[str, int]] = MappingProxyType({})
 NO_MAPS: Final[Mapping[str, Map]] = MappingProxyType({})
 
@@ -184,9 +208,8 @@ def write_settings(path: Path, pointer: int, settings: bytes) -> None:
     size = ctypes.c_size_t()
     address = libbpf().bpf_map__initial_value(pointer, ctypes.byref(size))
     if not address or size.value < len(settings):
-        raise KernelError(
-            f"{path.name}: {SETTINGS} has {size.value} bytes, the settings {len(settings)}: rebuild the objects"
-        )
+        sizes = f"{SETTINGS} has {size.value} bytes, the settings {len(settings)}"
+        raise KernelError(f"{path.name}: {sizes}: rebuild the objects with `make -C bpf`")
     ctypes.memmove(address, settings, len(settings))
 
 
@@ -225,10 +248,11 @@ def failure(path: Path, verb: str, number: int, log: list[str]) -> KernelError:
     program = re.search(r"-- BEGIN PROG LOAD LOG --\n(.*?)-- END PROG LOAD LOG --", whole, re.S)
     mismatch = re.search(r"couldn't reuse pinned map at '([^']+)': parameter mismatch", whole)
     if mismatch:
-        summary = f"{verb} {path.name}: map pinned at {mismatch[1]} has another layout or size: uninstall it first"
+        remedy = "uninstall the node first"
+        summary = f"{verb} {path.name}: map pinned at {mismatch[1]} has another layout or size: {remedy}"
     elif refused and program:
-        said = [line for line in program[1].splitlines() if line and not re.match(r"\d+: |processed |;|R\d|from ", line)]
-        summary = f"{verb} {path.name}: program {refused[1]} refused: {said[-1].strip() if said else os.strerror(number)}"
+        said = [line.strip() for line in program[1].splitlines() if line and not TRACE.match(line)]
+        summary = f"{verb} {path.name}: program {refused[1]} refused: {said[-1] if said else os.strerror(number)}"
     elif number == errno.EPERM:
         summary += " (root, or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, is needed)"
     elif log:
