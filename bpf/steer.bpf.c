@@ -87,7 +87,8 @@ static __always_inline int su_xdp_uncover(struct xdp_md *ctx, struct su_pkt *p, 
 		*word = (was & ~bpf_htons(SU_ECN_MASK << 4)) | bpf_htons(seen->ecn << 4);
 	} else {
 		*word = (was & ~bpf_htons(SU_ECN_MASK)) | bpf_htons(seen->ecn);
-		word[5] = su_csum_replace2(word[5], was, *word);
+		if (*word != was)
+			word[5] = su_csum_replace2(word[5], was, *word);
 	}
 	if (bpf_xdp_adjust_head(ctx, SU_OUTER_LEN))
 		return -SU_DROP_ENCAP;

@@ -1,0 +1,400 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What steering does with a packet, said a second time: in Python, from the same tables.
+
+The data plane (bpf/steer.bpf.c, bpf/include/steer.h, gue.h, parse.h) decides from five maps and constants:
+
+    address -> `addresses` -> `owners[base + (port >> shift)]` -> `nodes` -> underlay address
+    outer source -> `peers`        inner source -> `prefixes`, list INTERNAL
+
+`steer()` takes the same bytes and gives the verdict, the drop reason and the frame as it would leave. The
+tests compare it with the programs on random packets; `explain` may use it to tell a person. It is written for
+reading, not for speed, and shares no code with what it judges.
+
+    plain, mine or a ping            PASS   as it came
+    plain, another node's            CARRY  encapsulated, inner TTL less one, `final` clear
+    encapsulated, mine or a ping     PASS   the inner packet, ECN by RFC 6040
+    encapsulated, another node's     CARRY  outer headers anew, inner TTL less one, `final` set
+    the same, but it came as final   DROP   FINAL_NOT_MINE
+    no address of the fleet          PASS   as it came
+
+Sources: RFC 791, 8200, 792, 4443 (headers), RFC 6040 (ECN), RFC 1624 (checksums), draft-ietf-intarea-gue-09.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from sys import byteorder
+from typing import Final
+
+from softunicast.kernel.abi import GUE_FINAL, NONE, Address, Drop, List, Node, Owner, Prefix, Settings, Uplink
+from softunicast.kernel.abi_util import MAPPED
+
+ETHERNET: Final = 14
+IP4_HEADER: Final = 20
+IP6_HEADER: Final = 40
+OUTER: Final = 32
+ETH_IP4: Final = 0x0800
+ETH_IP6: Final = 0x86DD
+TCP: Final = 6
+UDP: Final = 17
+ICMP: Final = 1
+ICMP6: Final = 58
+IPIP: Final = 4
+IP6_IN_IP: Final = 41
+FRAGMENT: Final = 44
+NOT_ECT, ECT1, ECT0, CE = range(4)
+
+ICMP_ERRORS: Final = {ICMP: (3, 11, 12), ICMP6: (1, 2, 3, 4)}
+ECHO_REQUEST: Final = {ICMP: 8, ICMP6: 128}
+ECHO_REPLY: Final = {ICMP: 0, ICMP6: 129}
+
+
+class Verdict(Enum):
+    PASS = "pass"
+    CARRY = "carry"
+    DROP = "drop"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """`frame`: as it goes on, Ethernet addresses as they came; empty for DROP. `node`: to whom it is carried."""
+
+    verdict: Verdict
+    frame: bytes = b""
+    drop: Drop = Drop.NONE
+    node: int = NONE
+    uncovered: bool = False
+    """It came encapsulated and passed the checks of the tunnel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The contents of the maps, keys and values as the kernel has them (see bpf/include/maps.h)."""
+
+    settings: Settings
+    addresses: Mapping[bytes, Address]
+    owners: Mapping[int, Owner]
+    nodes: Mapping[int, Node]
+    peers: frozenset[bytes]
+    internal: tuple[tuple[bytes, int], ...]
+    """Prefixes as (address, length in bits of the mapped address)."""
+    uplinks: tuple[Uplink, ...]
+
+    @classmethod
+    def from_maps(cls, settings: Settings, maps: Mapping[str, Mapping[bytes, bytes]]) -> Tables:
+        """From raw contents by map name, as `build_tables` gives them or a dump of the live maps."""
+        contents = defaultdict[str, Mapping[bytes, bytes]](dict, maps)
+        prefixes = (Prefix.unpack(key) for key in contents["prefixes"])
+        internal = (p for p in prefixes if p.list == List.INTERNAL and p.prefix_len >= 32)
+        return cls(
+            settings,
+            {key: Address.unpack(value) for key, value in contents["addresses"].items()},
+            {int.from_bytes(key, byteorder): Owner.unpack(value) for key, value in contents["owners"].items()},
+            {int.from_bytes(key, byteorder): Node.unpack(value) for key, value in contents["nodes"].items()},
+            frozenset(contents["peers"]),
+            tuple((p.addr, p.prefix_len - 32) for p in internal),
+            tuple(Uplink.unpack(value) for _, value in sorted(contents["uplinks"].items())),
+        )
+
+    def owner(self, address: bytes, port: int) -> Owner | None:
+        """Who holds this port (host order) of an address of the fleet; None: nobody."""
+        entry = self.addresses[address]
+        owner = self.owners.get(entry.base + (port >> entry.shift))
+        return owner if owner is not None and owner.node != NONE else None
+
+    def is_internal(self, address: bytes) -> bool:
+        number = int.from_bytes(address, "big")
+        return any((number ^ int.from_bytes(net, "big")) >> (128 - bits) == 0 for net, bits in self.internal)
+
+    def uplink(self, ifindex: int) -> Uplink | None:
+        """The uplink of that index, else the first there is."""
+        used = [uplink for uplink in self.uplinks if uplink.ifindex]
+        return next((uplink for uplink in used if uplink.ifindex == ifindex), used[0] if used else None)
+
+
+@dataclass(slots=True)
+class Packet:
+    """Headers of the IP packet at `offset` of `frame`, as parse.h reads them. Ports are host order."""
+
+    frame: bytes
+    offset: int
+    ip6: bool = False
+    source: bytes = b""
+    target: bytes = b""
+    proto: int = 0
+    ttl: int = 0
+    tos: int = 0
+    total: int = 0
+    options: bool = False
+    fragment: bool = False
+    ports: tuple[int, int] | None = None
+    error: bool = False
+    echo_request: bool = False
+    quoted: tuple[bytes, int] | None = None
+    """Source address and port of the packet that an ICMP error quotes."""
+    malformed: bool = False
+
+
+class _ShortError(Exception):
+    """The frame ends within a header that must be whole."""
+
+
+def _take(frame: bytes, offset: int, size: int) -> bytes:
+    if offset + size > len(frame):
+        raise _ShortError
+    return frame[offset : offset + size]
+
+
+def parse(frame: bytes, offset: int, ether_type: int) -> Packet | None:
+    """The packet at `offset`, None when it is not IP. A malformed one is filled as far as parsing went."""
+    packet = Packet(frame, offset)
+    if ether_type not in (ETH_IP4, ETH_IP6):
+        return None
+    try:
+        l4 = _parse_ip4(packet) if ether_type == ETH_IP4 else _parse_ip6(packet)
+        if l4 is not None:
+            _parse_l4(packet, l4)
+    except _ShortError:
+        packet.malformed = True
+    return packet
+
+
+def _parse_ip4(packet: Packet) -> int | None:
+    """Offset of layer 4, None when it is not to be read."""
+    header = _take(packet.frame, packet.offset, IP4_HEADER)
+    length = (header[0] & 15) * 4
+    if header[0] >> 4 != 4 or length < IP4_HEADER:
+        raise _ShortError
+    packet.options = length > IP4_HEADER
+    packet.tos, packet.ttl, packet.proto = header[1], header[8], header[9]
+    packet.total, fragment = struct.unpack_from("!H2xH", header, 2)
+    if packet.total and packet.total < length:
+        raise _ShortError
+    packet.source, packet.target = MAPPED + header[12:16], MAPPED + header[16:20]
+    packet.fragment = bool(fragment & 0x3FFF)
+    return None if fragment & 0x1FFF else packet.offset + length
+
+
+def _parse_ip6(packet: Packet) -> int | None:
+    header = _take(packet.frame, packet.offset, IP6_HEADER)
+    if header[0] >> 4 != 6:
+        raise _ShortError
+    first, payload, packet.proto, packet.ttl = struct.unpack_from("!IHBB", header)
+    packet.ip6, packet.tos, packet.total = True, first >> 20 & 0xFF, payload + IP6_HEADER if payload else 0
+    packet.source, packet.target = header[8:24], header[24:40]
+    packet.fragment = packet.proto == FRAGMENT
+    return None if packet.fragment else packet.offset + IP6_HEADER
+
+
+def _parse_l4(packet: Packet, l4: int) -> None:
+    if packet.proto == TCP:
+        header = _take(packet.frame, l4, 20)
+        if header[12] >> 4 < 5:
+            raise _ShortError
+        packet.ports = struct.unpack_from("!HH", header)
+    elif packet.proto == UDP:
+        packet.ports = struct.unpack_from("!HH", _take(packet.frame, l4, 8))
+    elif packet.proto == (ICMP6 if packet.ip6 else ICMP):
+        kind, identity = struct.unpack_from("!B3xH", _take(packet.frame, l4, 8))
+        if kind == ECHO_REQUEST[packet.proto]:
+            packet.echo_request, packet.ports = True, (identity, 0)
+        elif kind == ECHO_REPLY[packet.proto]:
+            packet.ports = (0, identity)
+        elif kind in ICMP_ERRORS[packet.proto]:
+            packet.error = True
+            if not packet.fragment:
+                packet.quoted = _parse_quote(packet.frame, l4 + 8, packet.ip6)
+
+
+def _parse_quote(frame: bytes, offset: int, ip6: bool) -> tuple[bytes, int] | None:
+    """Source and source port of a quoted packet of which 8 bytes behind its IP header are there."""
+    header = frame[offset : offset + (IP6_HEADER if ip6 else IP4_HEADER)]
+    if len(header) < (IP6_HEADER if ip6 else IP4_HEADER) or header[0] >> 4 != (6 if ip6 else 4):
+        return None
+    if ip6:
+        proto, source, size = header[6], header[8:24], IP6_HEADER
+    else:
+        proto, source, size = header[9], MAPPED + header[12:16], (header[0] & 15) * 4
+        if size < IP4_HEADER or struct.unpack_from("!H", header, 6)[0] & 0x1FFF:
+            return None
+    l4 = frame[offset + size : offset + size + 8]
+    if len(l4) < 8:
+        return None
+    if proto in (TCP, UDP):
+        return source, int.from_bytes(l4[:2], "big")
+    echo = ICMP6 if ip6 else ICMP
+    if proto == echo and l4[0] == ECHO_REQUEST[echo]:
+        return source, int.from_bytes(l4[4:6], "big")
+    if proto == echo and l4[0] == ECHO_REPLY[echo]:
+        return source, 0
+    return None
+
+
+def checksum(data: bytes) -> int:
+    """RFC 1071, complemented."""
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total ^ 0xFFFF
+
+
+def update_checksum(check: int, old: int, new: int) -> int:
+    """RFC 1624 equation 3, for 16 bits that changed."""
+    total = (check ^ 0xFFFF) + (old ^ 0xFFFF) + new
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total ^ 0xFFFF
+
+
+def with_word(frame: bytes, offset: int, word: int, new: int) -> bytes:
+    """An IPv4 packet at `offset` with the 16-bit word number `word` of its header changed, checksum along."""
+    header = list(struct.unpack_from("!10H", frame, offset))
+    header[5], header[word] = update_checksum(header[5], header[word], new), new
+    return frame[:offset] + struct.pack("!10H", *header) + frame[offset + IP4_HEADER :]
+
+
+def with_ttl_less(packet: bytes, ip6: bool) -> bytes:
+    """A bare packet with one hop less to live."""
+    if ip6:
+        return packet[:7] + bytes([packet[7] - 1]) + packet[8:]
+    return with_word(packet, 0, 4, struct.unpack_from("!H", packet, 8)[0] - 0x100)
+
+
+def with_ecn(packet: bytes, ip6: bool, ecn: int) -> bytes:
+    """A bare packet with this ECN field."""
+    first = struct.unpack_from("!H", packet)[0]
+    if ip6:
+        return struct.pack("!H", first & ~0x30 | ecn << 4) + packet[2:]
+    return with_word(packet, 0, 0, first & ~3 | ecn) if first & 3 != ecn else packet
+
+
+def decapsulated_ecn(inner: int, outer: int) -> int | None:
+    """RFC 6040 section 4.2, figure 4; None: drop."""
+    if outer == CE:
+        return None if inner == NOT_ECT else CE
+    return ECT1 if (inner, outer) == (ECT0, ECT1) else inner
+
+
+def entropy(packet: Packet) -> int:
+    """The 14 bits of the flow that choose the outer source port."""
+
+    def fold(address: bytes) -> int:
+        words: tuple[int, ...] = struct.unpack("!4I", address)
+        return words[0] ^ words[1] ^ words[2] ^ words[3]
+
+    source_port, target_port = packet.ports or (0, 0)
+    ports = source_port << 16 | target_port
+    mixed = fold(packet.source) * 0x9E3779B1 ^ fold(packet.target) * 0x85EBCA6B ^ ports * 0xC2B2AE35
+    mixed = (mixed ^ packet.proto) & 0xFFFFFFFF
+    mixed = (mixed ^ mixed >> 16) * 0x7FEB352D & 0xFFFFFFFF
+    return (mixed ^ mixed >> 15) & 0x3FFF
+
+
+def outer_headers(tables: Tables, packet: Packet, tos: int, node: Node, final: bool) -> bytes:
+    """The 32 bytes in front of an inner packet."""
+    length = packet.total + OUTER
+    source, target = tables.settings.underlay[12:], node.underlay[12:]
+    ip = struct.pack("!BBHHHBBH4s4s", 0x45, tos, length, 0, 0x4000, 64, UDP, 0, source, target)
+    ip = ip[:10] + struct.pack("!H", checksum(ip)) + ip[12:]
+    udp = struct.pack("!HHHH", 49152 | entropy(packet), tables.settings.gue_port, length - IP4_HEADER, 0)
+    return ip + udp + struct.pack("!BBH", 0, IP6_IN_IP if packet.ip6 else IPIP, GUE_FINAL if final else 0)
+
+
+def where(tables: Tables, packet: Packet) -> Owner | Drop | None:
+    """The owner; a reason to drop; None: the packet stays on this node (not the fleet's, or a ping)."""
+    if packet.target not in tables.addresses:
+        return None
+    if packet.fragment:
+        return Drop.FRAGMENT
+    if packet.echo_request:
+        return None
+    if packet.error:
+        if packet.quoted is None or packet.quoted[0] != packet.target:
+            return Drop.ERROR_UNKNOWN
+        port = packet.quoted[1]
+    elif packet.ports is None:
+        return Drop.PROTOCOL
+    else:
+        port = packet.ports[1]
+    return tables.owner(packet.target, port) or Drop.NO_OWNER
+
+
+def uncover(tables: Tables, outer: Packet) -> tuple[Packet, int, bool] | Drop:
+    """The inner packet (of a frame of its own), its ECN field and whether it is final; or why not."""
+    frame = outer.frame
+    if outer.source not in tables.peers:
+        return Drop.STRANGER
+    if outer.options or outer.fragment or len(frame) < ETHERNET + OUTER:
+        return Drop.GUE_MALFORMED
+    length, check, version, proto, flags = struct.unpack_from("!HHBBH", frame, ETHERNET + IP4_HEADER + 4)
+    if version or proto not in (IPIP, IP6_IN_IP) or flags & ~GUE_FINAL or check:
+        return Drop.GUE_MALFORMED
+    if outer.total < OUTER or length != outer.total - IP4_HEADER or outer.total > len(frame) - ETHERNET:
+        return Drop.GUE_MALFORMED
+    ether_type = ETH_IP4 if proto == IPIP else ETH_IP6
+    plain = frame[:12] + struct.pack("!H", ether_type) + frame[ETHERNET + OUTER :]
+    inner = parse(plain, ETHERNET, ether_type)
+    if inner is None or inner.malformed or not inner.total or inner.total > outer.total - OUTER:
+        return Drop.MALFORMED
+    if inner.target not in tables.addresses:
+        return Drop.INNER_NOT_SLICE
+    if tables.is_internal(inner.source):
+        return Drop.INNER_INTERNAL
+    ecn = decapsulated_ecn(inner.tos & 3, outer.tos & 3)
+    return Drop.ECN if ecn is None else (inner, ecn, bool(flags & GUE_FINAL))
+
+
+def carry(tables: Tables, packet: Packet, owner: Owner, ecn: int, uncovered: bool, ifindex: int) -> Decision:
+    """To another node. `packet` is plain by now, its ECN field still as it came."""
+    node, uplink = tables.nodes.get(owner.node), tables.uplink(ifindex)
+
+    def dropped(reason: Drop) -> Decision:
+        return Decision(Verdict.DROP, drop=reason, uncovered=uncovered)
+
+    if uplink is None:
+        return dropped(Drop.ENCAP)
+    if packet.ttl <= 1:
+        return dropped(Drop.TTL)
+    if node is None or not node.flags & 1:
+        return dropped(Drop.NO_OWNER)
+    if not node.underlay.startswith(MAPPED):
+        return dropped(Drop.ENCAP)
+    if not packet.total or packet.total > len(packet.frame) - ETHERNET:
+        return dropped(Drop.MALFORMED)
+    if packet.total + OUTER > uplink.mtu:
+        return dropped(Drop.TOO_BIG)
+    inner = with_ttl_less(with_ecn(packet.frame[ETHERNET:], packet.ip6, ecn), packet.ip6)
+    outer = outer_headers(tables, packet, packet.tos & ~3 | ecn, node, final=uncovered)
+    frame = packet.frame[:12] + struct.pack("!H", ETH_IP4) + outer + inner
+    return Decision(Verdict.CARRY, frame, node=owner.node, uncovered=uncovered)
+
+
+def steer(tables: Tables, frame: bytes, *, ifindex: int = 0) -> Decision:
+    """What happens to an Ethernet frame (14 bytes and a packet, not segmented) that came in by `ifindex`."""
+    packet = parse(frame, ETHERNET, int.from_bytes(frame[12:14], "big"))
+    if packet is None:
+        return Decision(Verdict.PASS, frame)
+    if packet.malformed:
+        ours = packet.target in tables.addresses
+        return Decision(Verdict.DROP, drop=Drop.MALFORMED) if ours else Decision(Verdict.PASS, frame)
+    ecn, uncovered, final = packet.tos & 3, False, False
+    to_tunnel = packet.target == tables.settings.underlay and packet.proto == UDP
+    if to_tunnel and packet.ports is not None and packet.ports[1] == tables.settings.gue_port:
+        result = uncover(tables, packet)
+        if isinstance(result, Drop):
+            return Decision(Verdict.DROP, drop=result)
+        packet, ecn, final = result
+        uncovered = True
+    owner = where(tables, packet)
+    if isinstance(owner, Drop):
+        return Decision(Verdict.DROP, drop=owner, uncovered=uncovered)
+    if owner is None or owner.node == tables.settings.node:
+        plain = packet.frame[:ETHERNET] + with_ecn(packet.frame[ETHERNET:], packet.ip6, ecn)
+        return replace(Decision(Verdict.PASS, plain), uncovered=uncovered)
+    if final:
+        return Decision(Verdict.DROP, drop=Drop.FINAL_NOT_MINE, uncovered=uncovered)
+    return carry(tables, packet, owner, ecn, uncovered, ifindex)
