@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`softunicast lab`: a fleet in network namespaces, to try things in.
+
+`up` leaves it running until `down`; both work from the prefix alone, whoever made the lab and however that ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from softunicast.errors import UsageError
+from softunicast.lab import build
+from softunicast.lab.lab import Lab, environment
+from softunicast.lab.topology import DRAWING, NODES
+from softunicast.lab.traces import traces
+
+prefix_option = click.option(
+    "--prefix", default="su", show_default=True, help="Of the namespaces' names; labs with different prefixes live side by side."
+)
+
+
+@click.group()
+def lab() -> None:
+    """A fleet in network namespaces, to try things in."""
+
+
+def _running(prefix: str) -> Lab:
+    found = Lab(prefix, agents=False)
+    if not found.is_up():
+        raise UsageError(f"lab: {prefix!r} is not up; `softunicast lab up{_prefix_argument(prefix)}` first")
+    return found
+
+
+def _prefix_argument(prefix: str) -> str:
+    return "" if prefix == "su" else f" --prefix {prefix}"
+
+
+@lab.command()
+@prefix_option
+@click.option("--agents/--no-agents", default=True, show_default=True, help="Start an agent on each node.")
+def up(prefix: str, agents: bool) -> None:
+    """Build two nodes, a router, an internet and clients, and start them."""
+    build.check_tools()
+    made = Lab(prefix, agents=agents)
+    if made.is_up():
+        raise UsageError(f"lab: {prefix!r} is up already; `softunicast lab down{_prefix_argument(prefix)}` first")
+    began_s = time.monotonic()
+    made.up()
+    click.echo(DRAWING)
+    click.echo(f"up in {time.monotonic() - began_s:.1f} s; plan {made.plan_path}")
+    argument = _prefix_argument(prefix)
+    click.echo(f"try: softunicast lab shell{argument} c1        then: curl http://203.0.113.1/")
+    if agents:
+        click.echo(f"     softunicast lab shell{argument} lhr1      then: softunicast run --pool gb -- curl http://203.0.113.1/")
+
+
+@lab.command()
+@prefix_option
+def down(prefix: str) -> None:
+    """Remove every trace of a lab."""
+    build.check_tools(("ip", "nsenter"))
+    Lab(prefix, agents=False).down()
+
+
+@lab.command()
+@prefix_option
+@click.option("--json", "as_json", is_flag=True, help="Write JSON.")
+def status(prefix: str, as_json: bool) -> None:
+    """Show the drawing and what runs. Exit status 1 when the lab is not up."""
+    here = Lab(prefix, agents=False)
+    running = here.is_up()
+    programs = {
+        name: [_program(pid) for pid in sorted(build.processes([path]))]
+        for name, path in build.namespaces(prefix).items()
+    }
+    left = {name: [str(place) for place in traces(here.node(name).plan_name)] for name in NODES}
+    if as_json:
+        document = {"prefix": prefix, "up": running, "plan": str(here.plan_path), "processes": programs, "node_state": left}
+        click.echo(json.dumps(document, indent=2))
+    else:
+        if running:
+            click.echo(DRAWING)
+        click.echo(f"{prefix}: {'up' if running else 'not up'}")
+        for name, commands in programs.items():
+            for command in commands:
+                click.echo(f"  {name:5} {command}")
+    if not running:
+        click.get_current_context().exit(1)
+
+
+def _program(pid: int) -> str:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return f"{pid} (ended)"
+    return f"{pid} {shlex.join(word for word in words if word)[:100]}"
+
+
+@lab.command()
+@prefix_option
+@click.argument("node")
+def shell(prefix: str, node: str) -> None:
+    """Open a shell on a node (inet, r1, lhr1, lhr2, c1, t1, c2, t2). The status is the shell's."""
+    host = _running(prefix).node(node)
+    program = os.environ.get("SHELL", "/bin/sh")
+    variables = {**environment(), "PS1": f"{node}# "}
+    done = subprocess.run(build.entering(host.netns, [program]), env=variables, check=False)
+    click.get_current_context().exit(done.returncode)
+
+
+@lab.command()
+@prefix_option
+@click.argument("node", default="r1")
+@click.option("--device", help="Default: the router's internet side (inet0) on r1, otherwise every device.")
+@click.option("--write", "path", type=click.Path(dir_okay=False, path_type=Path), help="Write a pcap file instead of text.")
+def capture(prefix: str, node: str, device: str | None, path: Path | None) -> None:
+    """Show packets on a node with tcpdump until interrupted."""
+    host = _running(prefix).node(node)
+    chosen = device or ("inet0" if node == "r1" else "any")
+    words = ["tcpdump", "-n", "-i", chosen, *(["-w", str(path.absolute()), "-U"] if path else ["-l"])]
+    done = subprocess.run(build.entering(host.netns, words), env=environment(), stdin=sys.stdin, check=False)
+    click.get_current_context().exit(done.returncode)
+
+
+@lab.command()
+@click.option("--prefix", default="demo", show_default=True, help="Of the lab that is made for it.")
+@click.option("--keep", is_flag=True, help="Leave the lab up afterwards.")
+def demo(prefix: str, keep: bool) -> None:
+    """Two servers, one address: download, resolve and ping from everywhere at once, and count at the router."""
+    from softunicast.lab.demo import demonstrate
+
+    click.get_current_context().exit(demonstrate(prefix, keep=keep))
