@@ -75,19 +75,17 @@ def detach(ifindex: int, *, egress: bool) -> bool:
     return True
 
 
-def attached(ifindex: int, *, egress: bool) -> int | None:
-    """The id of the program in our filter, None when there is none."""
+def attached(ifindex: int, *, egress: bool) -> str | None:
+    """The name of the program in our filter, None when there is none."""
     parent = EGRESS if egress else INGRESS
     try:
         with IPRoute() as netlink:
             for found in netlink.get_filters(index=ifindex, parent=parent):
                 options = found.get_attr("TCA_OPTIONS")
                 if found["handle"] == HANDLE and found["info"] >> 16 == PRIORITY and options is not None:
-                    number = options.get_attr("TCA_BPF_ID")
-                    return None if number is None else int(number)
+                    return str(options.get_attr("TCA_BPF_NAME"))
     except NetlinkError as error:
-        if error.code in GONE:
-            return None
-        message = f"read filters of device {ifindex}: {os.strerror(error.code)}"
-        raise KernelError(message, errno=error.code) from error
+        if error.code not in GONE:
+            message = f"read filters of device {ifindex}: {os.strerror(error.code)}"
+            raise KernelError(message, errno=error.code) from error
     return None
