@@ -1,0 +1,301 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * claim.h - making, taking over and ending a claim.
+ *
+ * Inserting into `flows` with BPF_NOEXIST is the claim. One that expired is stolen: its word is won
+ * (LOCKED), it is filled, and published with the next generation. It is deleted only by whoever won its
+ * word, so two can never end one claim, nor end another's.
+ *
+ * The clock hand: `slots` lists the keys of all claims. Each insertion moves the hand by two slots, reaps
+ * what expired there, and takes a free slot for itself; so dead claims go at twice the rate at which new
+ * ones come, without timers and without the agent.
+ */
+#ifndef SU_CLAIM_H
+#define SU_CLAIM_H
+
+#include <asm-generic/errno-base.h>
+
+#include "count.h"
+#include "word.h"
+
+#define SU_WANT_STOLEN 1	/* su_want.flags, out: the claim was taken over from a socket that ended */
+#define SU_HAND_ROUNDS 8	/* pairs of slots looked at for a free one */
+#define SU_HAND_ROUNDS_FULL 64	/* the same when `flows` is full */
+
+/* How su_try may take a port that is not free. */
+#define SU_TAKE_EXPIRED 0
+#define SU_TAKE_REUSABLE 1
+
+/* What it answers beside 0 (claimed) and -SU_DROP_x (no use trying on). */
+#define SU_TAKEN 1
+#define SU_TAKEN_REUSABLE 2	/* a later try with SU_TAKE_REUSABLE may have it */
+
+struct su_want {
+	struct su_flow flow;	/* in: proto, remote, remote_port; out: local, local_port */
+	struct su_claim claim;	/* in: kind, owner, inner, inner_port, tenant; out: word, slice, slot, check */
+	__u16 first, last;	/* in: further limit on the port, host order; 0 and 65535: none */
+	__u32 flags;		/* out: SU_WANT_* */
+};
+
+/* Where a port's bit is. */
+static __always_inline void su_crowd_key_of(struct su_crowd_key *key, const struct su_flow *f, __u32 slice,
+					    __u32 chunk)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->remote = f->remote;
+	key->slice = slice;
+	key->remote_port = f->remote_port;
+	key->proto = f->proto;
+	key->chunk = chunk;
+}
+
+static __always_inline void su_crowd_set(struct su_crowd *crowd, __u32 bit)
+{
+	__sync_fetch_and_or(&crowd->taken[(bit >> 6) & (SU_CROWD_PORTS / 64 - 1)], 1ull << (bit & 63));
+}
+
+/* The hints of one chunk; NULL: that destination never proved crowded. */
+static __noinline struct su_crowd *su_crowd_of(const struct su_flow *f, __u32 slice, __u32 chunk)
+{
+	struct su_crowd_key key;
+
+	su_crowd_key_of(&key, f, slice, chunk);
+	return bpf_map_lookup_elem(&crowds, &key);
+}
+
+/* A port became free: its destination is not full any more. */
+static __always_inline void su_crowd_free(const struct su_flow *f, __u32 slice_index)
+{
+	struct su_slice *slice = bpf_map_lookup_elem(&slices, &slice_index);
+	struct su_crowd_key key;
+	struct su_crowd *crowd;
+	__u32 bit;
+
+	if (!slice)
+		return;
+	bit = bpf_ntohs(f->local_port) - slice->first;
+	if (bit > 0xffff)
+		return;
+	su_crowd_key_of(&key, f, slice_index, bit / SU_CROWD_PORTS);
+	crowd = bpf_map_lookup_elem(&crowds, &key);
+	if (!crowd)
+		return;
+	bit %= SU_CROWD_PORTS;
+	__sync_fetch_and_and(&crowd->taken[(bit >> 6) & (SU_CROWD_PORTS / 64 - 1)], ~(1ull << (bit & 63)));
+	*(volatile __u64 *)&crowd->full_socket_ns = 0;
+	*(volatile __u64 *)&crowd->full_packet_ns = 0;
+}
+
+static __always_inline void su_origin_key_of(struct su_origin_key *key, const struct su_flow *f,
+					     const struct su_claim *c)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->onramp = c->kind == SU_KIND_PACKET ? (__u32)(c->owner >> 32) : 0;
+	key->inner = c->inner;
+	key->remote = f->remote;
+	key->inner_port = c->inner_port;
+	key->remote_port = f->remote_port;
+	key->proto = f->proto;
+}
+
+/* Forget the way to a claim that ends. Only if it still leads to that very claim. */
+static __always_inline void su_origin_forget(const struct su_flow *f, const struct su_claim *c)
+{
+	struct su_origin_key key;
+	struct su_origin *o;
+
+	if (c->kind != SU_KIND_PACKET && c->kind != SU_KIND_LOCAL)
+		return;
+	su_origin_key_of(&key, f, c);
+	o = bpf_map_lookup_elem(&origin, &key);
+	if (o && o->generation == su_word_gen(c->word) && o->local_port == f->local_port &&
+	    su_addr_eq(&o->local, &f->local))
+		bpf_map_delete_elem(&origin, &key);
+}
+
+/* Delete a claim whose word the caller won. */
+static __noinline void su_claim_delete_locked(const struct su_flow *f, const struct su_claim *c)
+{
+	__u32 slice = c->slice;
+
+	su_origin_forget(f, c);
+	bpf_map_delete_elem(&flows, f);
+	su_crowd_free(f, slice);
+}
+
+/*
+ * Look at one slot. 1: it is free for a new claim (what stood there expired and was reaped, or was gone);
+ * 0: a living claim's; negative: no such slot.
+ */
+__noinline int su_hand_look(__u32 slot, __u32 now_s)
+{
+	struct su_flow *key = bpf_map_lookup_elem(&slots, &slot);
+	struct su_claim *live;
+	__u64 word;
+
+	if (!key)
+		return -1;
+	if (!key->proto)
+		return 1;
+	live = su_claim_word(key, &word);
+	if (!live) {
+		/* Gone; or just being filled or deleted, then it is not ours to take. */
+		return bpf_map_lookup_elem(&flows, key) ? 0 : 1;
+	}
+	if (live->slot != slot)
+		return 1;
+	if (!su_expired_word(word, live->kind, key->proto, now_s) || !su_lock(live, word, now_s))
+		return 0;
+	su_claim_delete_locked(key, live);
+	su_count(SU_COUNT_REAPED);
+	return 1;
+}
+
+/* Move the hand until it finds a free slot, two slots at least. SU_NONE: none near; the sweep will do. */
+__noinline __u32 su_hand(__u32 now_s, __u32 rounds)
+{
+	__u32 zero = 0, found = SU_NONE, mask = settings.slots - 1;
+	struct su_control *ctl = bpf_map_lookup_elem(&control, &zero);
+
+	if (!ctl)
+		return SU_NONE;
+	for (__u32 i = 0; i < SU_HAND_ROUNDS_FULL; i++) {
+		__u32 slot;
+
+		if (i >= rounds || found != SU_NONE)
+			break;
+		slot = (__u32)__sync_fetch_and_add(&ctl->hand, 2) & mask;
+		if (su_hand_look(slot, now_s) == 1)
+			found = slot;
+		slot = (slot + 1) & mask;
+		if (su_hand_look(slot, now_s) == 1)
+			found = slot;
+	}
+	return found;
+}
+
+/* Claim w->flow, which nobody holds, with w->claim.slot from su_hand. 0, SU_TAKEN, or -SU_DROP_TABLE_FULL / -SU_DROP_CLAIM_ERROR. */
+static __always_inline int su_insert(struct su_want *w, __u64 now_ns, __u32 rnd)
+{
+	__u32 now_s = su_seconds(now_ns);
+	long err;
+
+	w->claim.word = su_word(rnd, SU_STATE_NEW, now_s);
+	w->claim.check = su_flow_check(&w->flow);
+	w->claim.born_s = now_s;
+	w->claim.tcp_seen = 0;
+	err = bpf_map_update_elem(&flows, &w->flow, &w->claim, BPF_NOEXIST);
+	if (err == 0) {
+		__u32 slot = w->claim.slot;
+
+		if (slot != SU_NONE)
+			bpf_map_update_elem(&slots, &slot, &w->flow, BPF_ANY);
+		return 0;
+	}
+	if (err == -EEXIST) {
+		su_count(SU_COUNT_CLAIM_EXISTS);
+		return SU_TAKEN;
+	}
+	if (err == -E2BIG) {
+		su_count(SU_COUNT_CLAIM_TABLE_FULL);
+		return -SU_DROP_TABLE_FULL;
+	}
+	su_count(SU_COUNT_CLAIM_ERROR);
+	return -SU_DROP_CLAIM_ERROR;
+}
+
+/* w->flow is held: take it over if it expired, or if `take` lets a socket reuse it. */
+static __always_inline int su_take_over(struct su_want *w, __u32 now_s, __u32 take)
+{
+	struct su_claim *live;
+	__u64 word;
+	__u8 kind;
+
+	live = su_claim_word(&w->flow, &word);
+	if (!live)
+		return SU_TAKEN;
+	kind = live->kind;
+	if (!su_expired_word(word, kind, w->flow.proto, now_s)) {
+		if (!su_reusable(word, kind, w->claim.kind, w->flow.proto, now_s))
+			return SU_TAKEN;
+		if (take != SU_TAKE_REUSABLE)
+			return SU_TAKEN_REUSABLE;
+	}
+	if (!su_lock(live, word, now_s))
+		return SU_TAKEN;
+	su_origin_forget(&w->flow, live);
+	w->claim.check = live->check;
+	w->claim.slot = live->slot;
+	w->claim.born_s = now_s;
+	w->claim.tcp_seen = 0;
+	w->claim.word = su_word(su_word_gen(word) + 1, SU_STATE_NEW, now_s);
+	live->owner = w->claim.owner;
+	live->inner = w->claim.inner;
+	live->inner_port = w->claim.inner_port;
+	live->kind = w->claim.kind;
+	live->tcp_seen = 0;
+	live->slice = w->claim.slice;
+	live->born_s = now_s;
+	live->tenant = w->claim.tenant;
+	su_publish(live, w->claim.word);
+	if (kind == SU_KIND_SOCKET)
+		w->flags |= SU_WANT_STOLEN;
+	su_count(SU_COUNT_STOLEN);
+	return 0;
+}
+
+/*
+ * Try to claim w->flow with this local port (host order), in w->claim.slice, w->claim.slot. 0: claimed. SU_TAKEN,
+ * SU_TAKEN_REUSABLE: not. -SU_DROP_TABLE_FULL, -SU_DROP_CLAIM_ERROR: no use trying on.
+ */
+__noinline int su_try(struct su_want *w, __u32 port, __u64 now_ns, __u32 rnd, __u32 take)
+{
+	if (!w)
+		return -SU_DROP_CLAIM_ERROR;
+	w->flags = 0;
+	w->flow.local_port = bpf_htons(port);
+	if (bpf_map_lookup_elem(&flows, &w->flow))
+		return su_take_over(w, su_seconds(now_ns), take);
+	return su_insert(w, now_ns, rnd);
+}
+/* End a claim: delete it if it is still of that generation. 0 or -ENOENT. */
+__noinline int su_claim_release(const struct su_flow *key, __u32 generation, __u32 now_s)
+{
+	struct su_claim *live;
+	__u64 word;
+
+	if (!key)
+		return -ENOENT;
+	live = su_claim_word(key, &word);
+	if (!live || su_word_gen(word) != generation)
+		return -ENOENT;
+	if (!su_lock(live, word, now_s)) {
+		/* A refresh may have come between: once more. */
+		word = su_word_read(live);
+		if (su_word_gen(word) != generation || su_word_state(word) == SU_STATE_LOCKED ||
+		    !su_lock(live, word, now_s))
+			return -ENOENT;
+	}
+	su_claim_delete_locked(key, live);
+	su_count(SU_COUNT_RELEASED);
+	return 0;
+}
+
+/* The flow ended, packets may still come and go: LINGER from now on. 0 or -ENOENT. */
+__noinline int su_claim_linger(const struct su_flow *key, __u32 generation, __u32 now_s)
+{
+	struct su_claim *live;
+	__u64 word;
+
+	if (!key)
+		return -ENOENT;
+	live = su_claim_word(key, &word);
+	if (!live || su_word_gen(word) != generation)
+		return -ENOENT;
+	if (!su_claim_refresh(live, word, SU_STATE_LINGER, now_s))
+		return -ENOENT;
+	su_count(SU_COUNT_LINGER);
+	return 0;
+}
+
+#endif /* SU_CLAIM_H */
