@@ -29,7 +29,14 @@ HEADER = INCLUDE / "abi.h"
 TYPES = ROOT / "bpf" / "abi_types.c"
 OUTPUT = ROOT / "src" / "softunicast" / "kernel" / "abi.py"
 
-INTEGERS = {(1, False): "B", (2, False): "H", (4, False): "I", (8, False): "Q", (4, True): "i", (8, True): "q"}
+INTEGERS = {
+    (1, False): "B",
+    (2, False): "H",
+    (4, False): "I",
+    (8, False): "Q",
+    (4, True): "i",
+    (8, True): "q",
+}
 SWAPS = {"__be16": ("htons", "ntohs"), "__be32": ("htonl", "ntohl")}
 FIXED_CLASS_NAMES = {"su_list": "List", "su_tcp_seen": "TcpSeen", "su_counter": "Counter"}
 
@@ -64,7 +71,7 @@ def _address(value: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Field:
-    """One member of a struct: struct-module format, Python type, default, and how it is packed and unpacked."""
+    """One member of a struct: its struct-module format and Python type, and how it is packed and unpacked."""
 
     name: str
     format: str
@@ -112,7 +119,9 @@ def read_btf() -> list[dict[str, Any]]:
         command = ["clang", "-O2", "-g", "-target", "bpf", "-mcpu=v3", "-Wall", "-Werror"]
         command += [f"-I/usr/include/{platform.machine()}-linux-gnu", f"-I{INCLUDE}"]
         subprocess.run([*command, "-c", str(TYPES), "-o", str(built)], check=True)
-        dump = subprocess.run(["bpftool", "btf", "dump", "-j", "file", str(built)], check=True, capture_output=True)
+        dump = subprocess.run(
+            ["bpftool", "btf", "dump", "-j", "file", str(built)], check=True, capture_output=True
+        )
     types: list[dict[str, Any]] = json.loads(dump.stdout)["types"]
     return types
 
@@ -155,7 +164,11 @@ def enum_text(entry: dict[str, Any]) -> str:
     base = "IntFlag" if name.endswith(("_flag", "_seen")) else "IntEnum"
     named = [(member, value) for member, value in members(entry) if member != "MAX"]
     lines = [f"\nclass {class_name(name)}({base}):", *(f"    {member} = {value}" for member, value in named)]
-    last = [f"\n\n{class_name(name).upper()}_MAX: Final = {value}" for member, value in members(entry) if member == "MAX"]
+    last = [
+        f"\n\n{class_name(name).upper()}_MAX: Final = {value}"
+        for member, value in members(entry)
+        if member == "MAX"
+    ]
     return "\n".join(lines + last) + "\n"
 
 
@@ -169,13 +182,21 @@ def make_field(name: str, type_id: int, types: dict[int, dict[str, Any]]) -> Fie
         return Field(name, "16s", "bytes", "NO_ADDRESS", f"_address(self.{name})", "{0}")
     if kind == "STRUCT":
         inner = class_name(entry["name"])
-        return Field(name, f"{entry['size']}s", inner, f"{inner}()", f"self.{name}.pack()", f"{inner}.unpack({{0}})")
+        return Field(
+            name, f"{entry['size']}s", inner, f"{inner}()", f"self.{name}.pack()", f"{inner}.unpack({{0}})"
+        )
     if kind == "ARRAY":
         element, count = make_field(name, entry["type_id"], types), int(entry["nr_elems"])
         if element.type != "int" or element.pack != f"self.{name}":
             raise ValueError(f"{name}: only arrays of host-order integers are supported")
         return Field(
-            name, f"{count}{element.format}", "tuple[int, ...]", f"(0,) * {count}", f"*self.{name}", "{0}", count
+            name,
+            f"{count}{element.format}",
+            "tuple[int, ...]",
+            f"(0,) * {count}",
+            f"*self.{name}",
+            "{0}",
+            count,
         )
     if kind != "INT":
         raise ValueError(f"{name}: BTF kind {kind} is not supported")
@@ -214,8 +235,18 @@ def struct_size(form: str) -> int:
 def struct_text(entry: dict[str, Any], types: dict[int, dict[str, Any]]) -> str:
     form, fields = layout(entry, types)
     name, size = class_name(entry["name"]), entry["size"]
-    lines = ["", "@dataclass(frozen=True, slots=True)", f"class {name}:", f'    """struct {entry["name"]}."""', ""]
-    lines += [f"    SIZE: ClassVar[int] = {size}", f'    _CODEC: ClassVar[struct.Struct] = struct.Struct("{form}")', ""]
+    lines = [
+        "",
+        "@dataclass(frozen=True, slots=True)",
+        f"class {name}:",
+        f'    """struct {entry["name"]}."""',
+        "",
+    ]
+    lines += [
+        f"    SIZE: ClassVar[int] = {size}",
+        f'    _CODEC: ClassVar[struct.Struct] = struct.Struct("{form}")',
+        "",
+    ]
     lines += [f"    {field.name}: {field.type} = {field.default}" for field in fields]
     lines += ["", "    def pack(self) -> bytes:"]
     lines += call("        return self._CODEC.pack", [field.pack for field in fields])

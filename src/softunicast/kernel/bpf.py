@@ -252,7 +252,8 @@ def failure(path: Path, verb: str, number: int, log: list[str]) -> KernelError:
         summary = f"{verb} {path.name}: map pinned at {mismatch[1]} has another layout or size: {remedy}"
     elif refused and program:
         said = [line.strip() for line in program[1].splitlines() if line and not TRACE.match(line)]
-        summary = f"{verb} {path.name}: program {refused[1]} refused: {said[-1] if said else os.strerror(number)}"
+        verdict = said[-1] if said else os.strerror(number)
+        summary = f"{verb} {path.name}: program {refused[1]} refused: {verdict}"
     elif number == errno.EPERM:
         summary += " (root, or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, is needed)"
     elif log:

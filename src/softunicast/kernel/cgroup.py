@@ -77,7 +77,7 @@ class CgroupDir:
             return False
         try:
             for folder, _, _ in os.walk(self.path, topdown=False):
-                os.rmdir(folder)
+                Path(folder).rmdir()
         except OSError as error:
             raise self._error("remove", error) from error
         return True
@@ -90,7 +90,7 @@ class CgroupDir:
             raise self._error("open", error) from error
 
     def add(self, pid: int = 0) -> None:
-        """Move a process (0: the calling one) into it. Sockets it already has stay in their cgroup. KernelError."""
+        """Move a process (0: this one) into it. Its sockets keep the cgroup they had. KernelError."""
         try:
             (self.path / "cgroup.procs").write_text(str(pid))
         except OSError as error:

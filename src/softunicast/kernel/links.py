@@ -140,16 +140,15 @@ class Link:
         pin_object(self.fd, path)
 
     def update(self, program: Program) -> None:
-        """Run `program` from now on; no packet and no call passes in between. KernelError: the old one stays."""
+        """Run `program` from now on; nothing passes in between. KernelError: the old one stays."""
         try:
             bpf(Command.LINK_UPDATE, struct.pack("=IIII", self.fd, program.fd, 0, 0))
         except OSError as error:
-            raise KernelError(
-                f"replace the program of {self.info} by {program.name}: {error.strerror}", errno=error.errno or 0
-            ) from error
+            message = f"replace the program of {self.info} by {program.name}: {error.strerror}"
+            raise KernelError(message, errno=error.errno or 0) from error
 
     def detach(self) -> None:
-        """Detach at once; pins and descriptors stay as empty shells. A link whose place is gone is no error."""
+        """Detach at once; pins and descriptors stay, empty. A link whose place is gone is no error."""
         try:
             bpf(Command.LINK_DETACH, struct.pack("=I", self.fd))
         except OSError as error:
@@ -163,9 +162,9 @@ class Link:
             os.close(fd)
 
 
-def create_link(program: Program, target: int, attach_type: int, flags: int, what: str, tail: bytes = b"") -> Link:
-    """BPF_LINK_CREATE. `tail` is the part of the attribute that depends on the type."""
-    attribute = struct.pack("=IIII", program.fd, target, attach_type, flags) + tail
+def create_link(program: Program, target: int, attach_type: int, flags: int, what: str) -> Link:
+    """BPF_LINK_CREATE. What else the attribute has depends on the type and is left zero."""
+    attribute = struct.pack("=IIII", program.fd, target, attach_type, flags)
     try:
         return Link(bpf(Command.LINK_CREATE, attribute.ljust(64, b"\0")))
     except OSError as error:

@@ -14,11 +14,11 @@ import ctypes
 import os
 import socket
 import struct
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from softunicast.errors import KernelError, UsageError
 from softunicast.kernel.libbpf import libc
@@ -28,6 +28,7 @@ CLONE_NEWNET: Final = 0x40000000
 MS_BIND, MS_REC, MS_SHARED = 0x1000, 0x4000, 1 << 20
 MNT_DETACH: Final = 2
 SO_NETNS_COOKIE: Final = 71
+T = TypeVar("T")
 
 
 def path_of(name_or_path: str | Path) -> Path:
@@ -51,7 +52,7 @@ def enter(name_or_path: str | Path | None) -> Iterator[None]:
         try:
             target = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
-            raise UsageError(f"network namespace {path}: there is none; `ip netns list` shows which are") from error
+            raise UsageError(f"network namespace {path}: there is none; see `ip netns list`") from error
         try:
             set_namespace(target, str(path))
         finally:
@@ -89,18 +90,24 @@ def create(name: str) -> None:
         raise
 
 
-def unshare_at(path: Path) -> None:
-    """Leave for a new namespace and bind it at `path`; for a thread that ends."""
+def unshare() -> None:
+    """Leave for a new namespace without a name; for a thread that ends (in_thread). KernelError."""
     if libc().unshare(CLONE_NEWNET) != 0:
         number = ctypes.get_errno()
-        raise KernelError(f"make network namespace {path.name}: {os.strerror(number)}", errno=number)
+        raise KernelError(f"make a network namespace: {os.strerror(number)}", errno=number)
+
+
+def unshare_at(path: Path) -> None:
+    """Leave for a new namespace and bind it at `path`."""
+    unshare()
     mount(b"/proc/thread-self/ns/net", path, MS_BIND)
 
 
 def prepare_folder() -> None:
     """/run/netns, a shared mount of its own, so that names are seen in every mount namespace."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    if not any(line.split()[4] == str(FOLDER) for line in Path("/proc/self/mountinfo").read_text().splitlines()):
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    if not any(line.split()[4] == str(FOLDER) for line in mounts):
         mount(os.fsencode(FOLDER), FOLDER, MS_BIND | MS_REC)
         mount(b"none", FOLDER, MS_SHARED | MS_REC)
 
@@ -111,22 +118,10 @@ def mount(source: bytes, target: Path, flags: int) -> None:
         raise KernelError(f"mount {target}: {os.strerror(number)}", errno=number)
 
 
-def in_thread(work: object) -> None:
-    """Run `work` in a thread of its own, whose namespace dies with it; raise what it raised."""
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            assert callable(work)
-            work()
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run, name="netns")
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
+def in_thread(work: Callable[[], T]) -> T:
+    """What `work` gives or raises, from a thread of its own, whose namespace ends with it."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="netns") as threads:
+        return threads.submit(work).result()
 
 
 def delete(name: str) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nftables, through `nft -j`: its JSON is stable and documented (libnftables-json(5)), its netlink is not simple.
+"""nftables, through `nft -j`, whose JSON is documented (libnftables-json(5)) and stable.
 
 A script is one transaction: all of it happens or nothing does. nft works on the namespace of the thread that
 starts it, which a child inherits.
@@ -50,7 +50,9 @@ def call(arguments: list[str], script: str | None = None) -> str:
     """Run nft; what it printed. ProbeError when it is not installed, KernelError when it fails."""
     command = ["nft", *arguments]
     try:
-        done = subprocess.run(command, input=script, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        done = subprocess.run(
+            command, input=script, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
     except FileNotFoundError as error:
         raise ProbeError("nft not found: install it (Debian: apt-get install nftables)") from error
     except subprocess.TimeoutExpired as error:

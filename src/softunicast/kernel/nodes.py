@@ -8,8 +8,9 @@
                            /plan.yaml, bindings.yaml
     <cgroup2>/softunicast/<node>/                  programs under `softunicast run`
 
-Several nodes may live in one kernel (a lab), each in a network namespace of its own. A command without a node's
-name means the one whose namespace it runs in; the namespace's cookie decides, because names and inodes are reused.
+Several nodes may live in one kernel (a lab), each in a network namespace of its own. A command without a
+node's name means the one whose namespace it runs in; the namespace's cookie decides, because names and inodes
+are reused.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ NODE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 def check_name(node: str) -> str:
     """`node` itself. UsageError when it cannot be a node's name, and so a folder's."""
     if not NODE_NAME.fullmatch(node):
-        raise UsageError(f"node {node!r}: a name has 1 to 63 letters, digits, - and _; correct it in the plan")
+        rule = "a name has 1 to 63 letters, digits, - and _"
+        raise UsageError(f"node {node!r}: {rule}; correct it in the plan")
     return node
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sysctls, of any network namespace.
 
-/proc/sys/net shows the namespace of the thread that looks (fs/proc/proc_sysctl.c, net/sysctl_net.c), so a value
-is read and written inside `netns.enter()`. Names are as sysctl(8) takes them: `net.ipv4.ip_forward`, or with
-slashes, `net/ipv4/conf/eth0.100/forwarding`, where a device's name has dots of its own.
+/proc/sys/net shows the namespace of the thread that looks (fs/proc/proc_sysctl.c, net/sysctl_net.c), so a
+value is read and written inside `netns.enter()`. Names are as sysctl(8) takes them: `net.ipv4.ip_forward`, or
+with slashes, `net/ipv4/conf/eth0.100/forwarding`, where a device's name has dots of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def path_of(name: str) -> Path:
 
 
 def get(name: str, *, netns: str | Path | None = None) -> str:
-    """The value, without the newline; several are separated by tabs. KernelError when there is no such sysctl."""
+    """The value, without the newline; several are separated by tabs. KernelError when there is none such."""
     with namespaces.enter(netns):
         try:
             return path_of(name).read_text().strip()

@@ -2,8 +2,8 @@
 """TUN and TAP devices: a descriptor whose reads and writes are packets of a device.
 
 Opened without packet information (IFF_NO_PI): one read or write is one bare IP packet (TUN) or one Ethernet
-frame (TAP). The device belongs to the namespace the thread was in, and goes with its last descriptor unless it
-was made to persist. Source: Documentation/networking/tuntap.rst.
+frame (TAP). The device belongs to the namespace the thread was in, and goes with its last descriptor unless
+it was made to persist. Source: Documentation/networking/tuntap.rst.
 """
 
 from __future__ import annotations
