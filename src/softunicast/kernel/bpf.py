@@ -117,8 +117,10 @@ class BpfObject:
 
     def close(self) -> None:
         """Close all descriptors. Pinned and attached things stay. More than once is fine."""
-        for owned in (*self.maps.values(), *self.programs.values()):
-            owned.close()
+        for owned_map in self.maps.values():
+            owned_map.close()
+        for program in self.programs.values():
+            program.close()
 
     @classmethod
     def load(

@@ -138,8 +138,8 @@ def raise_memlock() -> None:
         return
 
 
-@PRINT
-def _print(level: int, form: bytes, arguments: int) -> int:
+def collect(level: int, form: bytes, arguments: int) -> int:
+    """libbpf's print callback: (level, format, va_list). A va_list reaches us as a pointer on all processors."""
     lines: list[str] | None = getattr(_collector, "lines", None)
     if lines is None:
         return 0
@@ -152,6 +152,9 @@ def _print(level: int, form: bytes, arguments: int) -> int:
         lines.append(ctypes.string_at(text.value, length).decode(errors="replace"))
     libc().free(text)
     return length
+
+
+_print = PRINT(collect)  # libbpf keeps the pointer: it must never be collected
 
 
 @contextmanager

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Devices, addresses, routes, rules and neighbours, by rtnetlink (pyroute2), as small values.
 
-A `Netlink` talks to the namespace its thread was in when it was made. Reading gives frozen values, writing takes
-them: what was read can be written back. Addresses and prefixes are those of `ipaddress`.
+A `Netlink` talks to the namespace its thread was in when it was made. Reading gives frozen values, writing
+takes them: what was read can be written back. Addresses and prefixes are those of `ipaddress`.
 
-Adding what is there and deleting what is not are answers (False), not errors, so that a caller who wants a state
-need not ask first. Everything else the kernel refuses is a KernelError that names the object.
+Adding what is there and deleting what is not are answers (False), not errors, so that a caller who wants a
+state need not ask first. Everything else the kernel refuses is a KernelError that names the object.
 
 Sources: rtnetlink(7), include/uapi/linux/rtnetlink.h.
 """
@@ -43,7 +43,7 @@ GONE: Final = frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOT
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A network device. `kind` is what it was made as ("veth", "tun", "" for real ones); `mac` "" without one."""
+    """A network device. `kind` is how it was made ("veth", "tun", "": hardware); `mac` "": it has none."""
 
     name: str
     ifindex: int

@@ -110,8 +110,7 @@ class Map:
         """Takes the descriptor over. `name` overrides the kernel's, which is cut at 15 characters."""
         self._fd = fd
         raw = object_info(fd, 80)
-        numbers = struct.unpack_from("=6I", raw)
-        self.info = MapInfo(*numbers, name=kernel_name(raw[24:40]))
+        self.info = MapInfo(*struct.unpack_from("=6I", raw), kernel_name(raw[24:40]))
         self.name = name or self.info.name
         self.type = self.info.type
         self.id = self.info.id
