@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make demo` shows the main job, `make test` proves it. Both set up what they need first.
+
+PY := .venv/bin/python
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## this text
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+.PHONY: setup
+setup: ## install what is missing: Debian packages (as root), .venv, the BPF objects
+	@tools/setup.sh
+
+.PHONY: demo
+demo: setup ## two servers share one address, before your eyes (root, about a minute)
+	@.venv/bin/softunicast lab demo
+
+.PHONY: test
+test: setup check ## all tests (root)
+	@$(PY) -m pytest -q tests
+
+.PHONY: check
+check: setup ## lint, format, types, rules of dependency
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check --quiet .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports --no-cache
+
+.PHONY: quick
+quick: ## the inner loop: pure tests, no root, seconds
+	@$(PY) -m pytest -q tests/unit tests/property -x
+
+.PHONY: bench
+bench: setup ## measure against peers in one run; writes docs/performance.md (root, minutes)
+	@$(PY) -m bench --write docs/performance.md
+
+.PHONY: lab
+lab: setup ## bring the lab up and leave it up; softunicast lab --help
+	@.venv/bin/softunicast lab up
+
+.PHONY: wheel
+wheel: setup ## build dist/*.whl, which carries the BPF objects
+	@$(PY) -m build --wheel --no-isolation
+
+.PHONY: lock
+lock: ## resolve requirements.lock anew (needs pip-tools)
+	@$(PY) -m piptools compile --quiet --generate-hashes --extra dev --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links -o requirements.lock pyproject.toml
+
+.PHONY: clean
+clean: ## remove what was built; the lab goes down
+	@if [ -x .venv/bin/softunicast ]; then .venv/bin/softunicast lab down || true; fi
+	@$(MAKE) --no-print-directory -C bpf clean
+	@rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
