@@ -139,7 +139,7 @@ def raise_memlock() -> None:
 
 
 def collect(level: int, form: bytes, arguments: int) -> int:
-    """libbpf's print callback: (level, format, va_list). A va_list reaches us as a pointer on all processors."""
+    """libbpf's print callback: (level, format, va_list). A va_list arrives as a pointer everywhere."""
     lines: list[str] | None = getattr(_collector, "lines", None)
     if lines is None:
         return 0

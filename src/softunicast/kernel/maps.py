@@ -110,7 +110,9 @@ class Map:
         """Takes the descriptor over. `name` overrides the kernel's, which is cut at 15 characters."""
         self._fd = fd
         raw = object_info(fd, 80)
-        self.info = MapInfo(*struct.unpack_from("=6I", raw), kernel_name(raw[24:40]))
+        kind, number, key_size, value_size, max_entries, flags = struct.unpack_from("=6I", raw)
+        kept = kernel_name(raw[24:40])
+        self.info = MapInfo(kind, number, key_size, value_size, max_entries, flags, kept)
         self.name = name or self.info.name
         self.type = self.info.type
         self.id = self.info.id
