@@ -10,7 +10,7 @@ packages=(
   clang llvm libbpf1 libbpf-dev linux-libc-dev bpftool make gcc libc6-dev        # the data plane, and C helpers of tests
   iproute2 nftables ethtool procps kmod                                   # what the agent and the lab set up
   python3-venv
-  curl iputils-ping iputils-tracepath bind9-dnsutils dnsmasq-base iperf3 socat tcpdump conntrack # real clients and servers
+  curl iputils-ping bind9-dnsutils dnsmasq-base iperf3 socat tcpdump conntrack # real clients and servers
   bird2 mptcpize util-linux
 )
 
@@ -46,6 +46,9 @@ else
   say "Debian packages: nothing missing"
 fi
 
+say "BPF objects ($(clang --version | sed -n 's/.*clang version/clang/p'))"
+make --no-print-directory -C bpf
+
 python=${PYTHON:-python3}
 "$python" - <<'PY' || { say "Python 3.11 or newer is needed (found: $("$python" -V))"; exit 1; }
 import sys
@@ -60,12 +63,10 @@ if [ "$(cat .venv/softunicast.sha256 2>/dev/null || true)" != "$wanted" ]; then
   say "Python packages of requirements.lock, softunicast itself in place"
   # Quiet about configuration of pip that is not ours, loud about errors.
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock 2> >(grep -v '^WARNING' >&2)
-  SOFTUNICAST_SKIP_BPF=1 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . 2> >(grep -v '^WARNING' >&2)
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . 2> >(grep -v '^WARNING' >&2)
   printf '%s\n' "$wanted" >.venv/softunicast.sha256
 else
   say "Python packages: as locked"
 fi
 
-say "BPF objects ($(clang --version | sed -n 's/.*clang version/clang/p'))"
-make --no-print-directory -C bpf
 say "done: .venv/bin/softunicast --help"
