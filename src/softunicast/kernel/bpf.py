@@ -28,6 +28,8 @@ from types import MappingProxyType
 from typing import Final, Self
 
 from softunicast.errors import KernelError
+from softunicast.kernel.clsact import attach as attach_clsact
+from softunicast.kernel.clsact import detach as detach_clsact
 from softunicast.kernel.libbpf import captured_log, libbpf, libc
 from softunicast.kernel.links import (
     AttachType,
@@ -35,10 +37,8 @@ from softunicast.kernel.links import (
     LinkInfo,
     LinkType,
     attach_cgroup,
-    attach_clsact,
     attach_tcx,
     attach_xdp,
-    detach_clsact,
     run_iter,
 )
 from softunicast.kernel.maps import ANY, EXIST, NOEXIST, Map, MapType, possible_cpus

@@ -67,6 +67,25 @@ class TestRunOptions(ctypes.Structure):
     )
 
 
+class TcHook(ctypes.Structure):
+    """struct bpf_tc_hook."""
+
+    _fields_ = (("sz", c_size_t), ("ifindex", c_int), ("attach_point", c_int), ("parent", c_uint32))
+
+
+class TcOptions(ctypes.Structure):
+    """struct bpf_tc_opts."""
+
+    _fields_ = (
+        ("sz", c_size_t),
+        ("prog_fd", c_int),
+        ("flags", c_uint32),
+        ("prog_id", c_uint32),
+        ("handle", c_uint32),
+        ("priority", c_uint32),
+    )
+
+
 PRINT = CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 
 # name: (result, arguments). Pointers to libbpf's own objects are opaque.
@@ -95,6 +114,10 @@ PROTOTYPES: Final = {
     "bpf_map_get_next_key": (c_int, [c_int, c_char_p, c_void_p]),
     "bpf_prog_load": (c_int, [c_int, c_char_p, c_char_p, c_void_p, c_size_t, c_void_p]),
     "bpf_prog_test_run_opts": (c_int, [c_int, POINTER(TestRunOptions)]),
+    "bpf_tc_hook_create": (c_int, [POINTER(TcHook)]),
+    "bpf_tc_attach": (c_int, [POINTER(TcHook), POINTER(TcOptions)]),
+    "bpf_tc_detach": (c_int, [POINTER(TcHook), POINTER(TcOptions)]),
+    "bpf_tc_query": (c_int, [POINTER(TcHook), POINTER(TcOptions)]),
     "libbpf_probe_bpf_prog_type": (c_int, [c_int, c_void_p]),
     "libbpf_probe_bpf_map_type": (c_int, [c_int, c_void_p]),
     "libbpf_probe_bpf_helper": (c_int, [c_int, c_int, c_void_p]),

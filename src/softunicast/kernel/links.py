@@ -6,8 +6,8 @@ A link is made by bpf(2) directly, because libbpf 1.1 has no TCX; the attribute 
     u32 program | u32 target (ifindex or cgroup descriptor) | u32 attach type | u32 flags | by type
 
 Device links belong to the namespace the calling thread is in. Links are pinned to outlive their maker;
-`detach()` takes effect at once although pins and descriptors stay. Kernels before 6.6 have no TCX:
-attach_clsact() puts the program on the clsact qdisc instead, which needs no pin and outlives everyone.
+`detach()` takes effect at once although pins and descriptors stay. Kernels before 6.6 have no TCX: there
+softunicast.kernel.clsact puts the program on the clsact qdisc, which needs no pin and outlives everyone.
 
 Sources: kernel/bpf/syscall.c (link_create), kernel/bpf/tcx.c, net/core/dev.c (bpf_xdp_link_attach),
 kernel/bpf/cgroup.c, kernel/bpf/bpf_iter.c.
@@ -176,7 +176,7 @@ def create_link(program: Program, target: int, attach_type: int, flags: int, wha
 def attach_tcx(program: Program, ifindex: int, *, egress: bool) -> Link:
     """Attach at tc, ahead of all programs that are there. `ifindex` is of the calling thread's namespace.
 
-    KernelError: `.errno` is EINVAL on kernels before 6.6 (use attach_clsact), ENODEV without that device.
+    KernelError: `.errno` is EINVAL on kernels before 6.6 (use clsact), ENODEV without that device.
     """
     attach_type = AttachType.TCX_EGRESS if egress else AttachType.TCX_INGRESS
     what = f"device {ifindex}, tc {'egress' if egress else 'ingress'}"
@@ -207,17 +207,3 @@ def run_iter(program: Program) -> str:
         while part := stream.read(65536):
             parts.append(part)
     return b"".join(parts).decode(errors="replace")
-
-
-def attach_clsact(program: Program, ifindex: int, *, egress: bool) -> None:
-    """For kernels before 6.6: softunicast.kernel.clsact.attach()."""
-    from softunicast.kernel import clsact  # netlink takes 0.2 s to import, which most callers never need
-
-    clsact.attach(program, ifindex, egress=egress)
-
-
-def detach_clsact(ifindex: int, *, egress: bool) -> bool:
-    """For kernels before 6.6: softunicast.kernel.clsact.detach()."""
-    from softunicast.kernel import clsact  # as above
-
-    return clsact.detach(ifindex, egress=egress)

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Final
 
 from softunicast.errors import KernelError, ProbeError
-from softunicast.kernel import netns
+from softunicast.kernel import clsact, netns
 from softunicast.kernel.libbpf import libbpf
-from softunicast.kernel.links import attach_clsact, attach_tcx
+from softunicast.kernel.links import attach_tcx
 from softunicast.kernel.maps import MapType
 from softunicast.kernel.programs import Program, ProgramType
 
@@ -216,7 +216,7 @@ def has_clsact() -> bool:
     def attempt() -> None:
         netns.unshare()
         with load_trivial(ProgramType.SCHED_CLS) as program:
-            attach_clsact(program, 1, egress=False)
+            clsact.attach(program, 1, egress=False)
 
     try:
         netns.in_thread(attempt)
