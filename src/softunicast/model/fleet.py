@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a plan describes: prefixes, sites, nodes, on-ramps, pools, settings. Values only; model.plan reads and checks.
+
+Indices used in the kernel's maps follow from sorted names, so that every node computes the same ones:
+nodes 1.. over the fleet, sites 1.., pools 0.., on-ramps of a node 1.., tenants 1.. (0: none).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final
+
+from softunicast.errors import UsageError
+from softunicast.model.address import IPAddress, IPNetwork
+from softunicast.model.slice import Slice, parts_of
+
+DEFAULT_SLICE_PORTS: Final = 2048
+DEFAULT_SLICE_PORTS6: Final = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """A prefix that BGP carries, and the names of the sites that announce it."""
+
+    network: IPNetwork
+    announce: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Onramp:
+    """Where inner packets come in. `slice` limits its flows to a range; `sources` are its clients' networks."""
+
+    name: str
+    device: str
+    pool: str
+    sources: tuple[IPNetwork, ...]
+    gateway4: IPv4Address | None = None
+    gateway6: IPv6Address | None = None
+    bypass: tuple[IPNetwork, ...] = ()
+    tenant: str | None = None
+    slice: Slice | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A server. `uplinks` empty: the agent finds them by route. `weight`: its share of its pools, relative."""
+
+    name: str
+    site: str
+    underlay: IPAddress
+    uplinks: tuple[str, ...] = ()
+    onramps: Mapping[str, Onramp] = field(default_factory=dict)
+    bypass: tuple[IPNetwork, ...] = ()
+    weight: int = 1
+
+    def onramp_index(self, name: str) -> int:
+        """Id in the map `onramps`, from 1. UsageError: no such on-ramp."""
+        names = sorted(self.onramps)
+        if name not in names:
+            raise UsageError(f"node {self.name} has no on-ramp {name}; it has: {', '.join(names) or 'none'}")
+        return names.index(name) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A data centre."""
+
+    name: str
+    nodes: Mapping[str, Node]
+
+
+@dataclass(frozen=True, slots=True)
+class StaticSlice:
+    """A slice that the plan itself gives to a node."""
+
+    slice: Slice
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Addresses homed at one site. `addresses` are allocated in parts of 2^`shift` ports (IPv4) or 2^`shift6`
+    (IPv6) to `nodes`; `slices` are given by the plan and their addresses are not in `addresses`.
+    """
+
+    name: str
+    site: str
+    nodes: tuple[str, ...]
+    addresses: tuple[IPAddress, ...] = ()
+    slice_ports: int | None = None
+    slice_ports6: int | None = None
+    shift: int = 0
+    shift6: int = 0
+    slices: tuple[StaticSlice, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    def shift_of(self, address: IPAddress) -> int:
+        """log2 of the ports in one part of one of `addresses`."""
+        return self.shift if address.version == 4 else self.shift6
+
+    def parts(self) -> tuple[Slice, ...]:
+        """The allocatable slices, by address and port (not the static ones)."""
+        return tuple(part for address in self.addresses for part in parts_of(address, self.shift_of(address)))
+
+    @property
+    def static_addresses(self) -> tuple[IPAddress, ...]:
+        """The addresses of the static slices, each once, in the plan's order."""
+        return tuple(dict.fromkeys(static.slice.address for static in self.slices))
+
+
+@dataclass(frozen=True, slots=True)
+class Timers:
+    """Seconds. Defaults: RFC 5382 section 5, RFC 4787 section 4.3, RFC 5508 section 3.2."""
+
+    tcp_transitory_s: int = 240
+    tcp_established_s: int = 7440
+    tcp_linger_s: int = 120
+    sock_linger_s: int = 60
+    sock_reuse_s: int = 1
+    udp_s: int = 300
+    icmp_s: int = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Settings of every node. `flows`: entries of the claims' table."""
+
+    mark: int = 0x20000000
+    mark_mask: int = 0x20000000
+    gue_port: int = 6080
+    answer_ping: bool = True
+    flows: int = 131072
+    full_ms: int = 5
+    udp_wildcard_fraction: float = 0.25
+    timers: Timers = Timers()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A checked plan: every name in it resolves, every address is within an announced prefix, nothing overlaps."""
+
+    file: str
+    prefixes: tuple[Prefix, ...]
+    sites: Mapping[str, Site]
+    pools: Mapping[str, Pool]
+    settings: Settings = Settings()
+
+    @property
+    def nodes(self) -> dict[str, Node]:
+        """All nodes of the fleet, sorted by name."""
+        return dict(sorted((name, node) for site in self.sites.values() for name, node in site.nodes.items()))
+
+    def node(self, name: str) -> Node:
+        """UsageError: no such node."""
+        for site in self.sites.values():
+            if name in site.nodes:
+                return site.nodes[name]
+        raise UsageError(f"{self.file}: no node {name!r} in the plan; its nodes: {', '.join(self.nodes) or 'none'}")
+
+    def pool(self, name: str) -> Pool:
+        """UsageError: no such pool."""
+        if name in self.pools:
+            return self.pools[name]
+        raise UsageError(f"{self.file}: no pool {name!r} in the plan; its pools: {', '.join(sorted(self.pools)) or 'none'}")
+
+    def node_index(self, name: str) -> int:
+        """Index in the map `nodes`, from 1."""
+        return self.node_indices()[self.node(name).name]
+
+    def node_indices(self) -> dict[str, int]:
+        """Name -> index in the map `nodes`."""
+        return {name: index for index, name in enumerate(self.nodes, start=1)}
+
+    def pool_index(self, name: str) -> int:
+        """Index in the map `pools`, from 0."""
+        return sorted(self.pools).index(self.pool(name).name)
+
+    def site_index(self, name: str) -> int:
+        """Number of a site in the map `addresses`, from 1."""
+        return sorted(self.sites).index(name) + 1
+
+    def tenant_index(self, name: str | None) -> int:
+        """Number of a tenant, from 1; None: 0."""
+        if name is None:
+            return 0
+        tenants = {ramp.tenant for node in self.nodes.values() for ramp in node.onramps.values() if ramp.tenant}
+        return sorted(tenants).index(name) + 1
+
+    def address_shifts(self) -> dict[IPAddress, int]:
+        """Every address of the fleet -> shift (0 where slices are static), pools in sorted order."""
+        shifts: dict[IPAddress, int] = {}
+        for _, pool in sorted(self.pools.items()):
+            shifts.update((address, pool.shift_of(address)) for address in pool.addresses)
+            shifts.update((address, 0) for address in pool.static_addresses)
+        return shifts

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a plan's shape to the fleet it describes: every name resolved, every address placed, or one PlanError.
+
+Checked in the order of the file: prefixes, sites and their nodes, pools, then the nodes' on-ramps (which name pools),
+settings. What is checked is listed in docs/plan.md under "What is refused", with the exact texts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Network, IPv6Network
+from typing import Final, TypeVar
+
+from softunicast.model.address import IPAddress, IPNetwork, contains, network_key, overlaps, parse_address, parse_network
+from softunicast.model.document import Document, Path
+from softunicast.model.fleet import Node, Plan, Pool, Prefix, Settings, Site, Timers
+from softunicast.model.reading_onramps import read_onramps
+from softunicast.model.reading_pools import PoolReader
+from softunicast.model.shape import NodeShape, PlanShape, SettingsShape
+
+MAX_OWNERS: Final = 1 << 24
+"""Entries of the steering table: 65536 >> shift for each address."""
+MAX_UPLINKS: Final = 8
+
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_DEVICE: Final = re.compile(r"[^\s/:]{1,15}")
+_SPECIAL: Final[tuple[tuple[IPNetwork, str], ...]] = (
+    (IPv4Network("0.0.0.0/8"), "this network"),
+    (IPv4Network("127.0.0.0/8"), "loopback"),
+    (IPv4Network("169.254.0.0/16"), "link-local"),
+    (IPv4Network("224.0.0.0/4"), "multicast"),
+    (IPv4Network("240.0.0.0/4"), "reserved"),
+    (IPv6Network("::/127"), "loopback"),
+    (IPv6Network("::ffff:0:0/96"), "IPv4-mapped"),
+    (IPv6Network("fe80::/10"), "link-local"),
+    (IPv6Network("ff00::/8"), "multicast"),
+)
+
+_T = TypeVar("_T")
+
+
+class PlanReader:
+    """Reads one document. Use once: `PlanReader(document, shape).read()`."""
+
+    def __init__(self, document: Document, shape: PlanShape) -> None:
+        self.document = document
+        self.shape = shape
+        self.prefixes: tuple[Prefix, ...] = ()
+        self.nodes: dict[str, Node] = {}
+
+    def parsed(self, path: Path, parse: Callable[[str], _T], text: str) -> _T:
+        """`parse(text)`; its ValueError becomes a PlanError at `path`."""
+        try:
+            return parse(text)
+        except ValueError as error:
+            self.document.fail(path, str(error))
+
+    def networks(self, path: Path, texts: Sequence[str]) -> tuple[IPNetwork, ...]:
+        """A list of prefixes, sorted, each once."""
+        found = {self.parsed((*path, index), parse_network, text) for index, text in enumerate(texts)}
+        return tuple(sorted(found, key=network_key))
+
+    def unknown(self, path: Path, kind: str, name: str, known: Sequence[str], *, key: bool = False) -> None:
+        """Fail unless `name` is one of `known`."""
+        if name not in known:
+            self.document.fail(path, f"no {kind} {name!r}", f"its {kind}s: {', '.join(sorted(known)) or 'none'}", key=key)
+
+    def read(self) -> Plan:
+        self._names()
+        self.prefixes = self._prefixes()
+        sites = self._sites()
+        self.nodes = {name: node for site in sites.values() for name, node in site.nodes.items()}
+        pools = PoolReader(self, sites).read()
+        sites = {name: self._with_onramps(site, pools) for name, site in sites.items()}
+        settings = self._settings(self.shape.settings)
+        plan = Plan(self.document.file, self.prefixes, sites, pools, settings)
+        owners = sum(65536 >> shift for shift in plan.address_shifts().values())
+        if owners > MAX_OWNERS:
+            self.document.fail(
+                ("pools",),
+                f"the steering table would have {owners} entries, more than {MAX_OWNERS}",
+                "use larger slice_ports, or fewer addresses with static slices",
+            )
+        return plan
+
+    def _names(self) -> None:
+        named: list[tuple[Path, str]] = [(("sites", name), name) for name in self.shape.sites]
+        named += [(("pools", name), name) for name in self.shape.pools]
+        for site, site_shape in self.shape.sites.items():
+            for node, node_shape in site_shape.nodes.items():
+                path: Path = ("sites", site, "nodes", node)
+                named.append((path, node))
+                named += [((*path, "onramps", name), name) for name in node_shape.onramps]
+        for path, name in named:
+            if NAME.fullmatch(name) is None:
+                self.document.fail(
+                    path, f"{name[:70]!r} is no name", "use up to 63 letters, digits, `-`, `_` and `.`, a letter or digit first",
+                    key=True,
+                )
+
+    def _prefixes(self) -> tuple[Prefix, ...]:
+        if not self.shape.prefixes:
+            self.document.fail(("prefixes",), "no prefix", "add `- {prefix: 198.51.100.0/24}`")
+        prefixes: list[Prefix] = []
+        for index, shape in enumerate(self.shape.prefixes):
+            path: Path = ("prefixes", index)
+            network = self.parsed((*path, "prefix"), parse_network, shape.prefix)
+            self._ordinary((*path, "prefix"), network)
+            for other in prefixes:
+                if overlaps(network, other.network):
+                    self.document.fail((*path, "prefix"), f"{network} overlaps {other.network}", "keep the wider one")
+            announce = tuple(sorted(self.shape.sites)) if shape.announce is None else tuple(shape.announce)
+            if not announce:
+                self.document.fail((*path, "announce"), "no site announces it", "name sites, or leave `announce` out for all")
+            for at, site in enumerate(announce):
+                self.unknown((*path, "announce", at), "site", site, list(self.shape.sites))
+                if site in announce[:at]:
+                    self.document.fail((*path, "announce", at), f"{site} is named twice", "keep one of them")
+            prefixes.append(Prefix(network, announce))
+        return tuple(sorted(prefixes, key=lambda prefix: network_key(prefix.network)))
+
+    def _ordinary(self, path: Path, network: IPNetwork) -> None:
+        for special, meaning in _SPECIAL:
+            if overlaps(network, special):
+                self.document.fail(path, f"{network} is {meaning} ({special})", "use addresses that the Internet routes to you")
+
+    def _sites(self) -> dict[str, Site]:
+        sites: dict[str, Site] = {}
+        homes: dict[str, str] = {}
+        underlays: dict[IPAddress, str] = {}
+        for site, shape in self.shape.sites.items():
+            nodes: dict[str, Node] = {}
+            for name, node_shape in shape.nodes.items():
+                path: Path = ("sites", site, "nodes", name)
+                if name in homes:
+                    self.document.fail(path, f"site {homes[name]} has a node of this name", "rename one of them", key=True)
+                homes[name] = site
+                node = self._node(path, site, name, node_shape)
+                if node.underlay in underlays:
+                    self.document.fail(
+                        (*path, "underlay"), f"{node.underlay} is {underlays[node.underlay]}'s", "give each node its own"
+                    )
+                underlays[node.underlay] = name
+                nodes[name] = node
+            sites[site] = Site(site, nodes)
+        if not sites:
+            self.document.fail(("sites",), "no site", "add `lhr: {nodes: {lhr1: {underlay: 10.0.1.11}}}`")
+        return sites
+
+    def _node(self, path: Path, site: str, name: str, shape: NodeShape) -> Node:
+        underlay = self.parsed((*path, "underlay"), parse_address, shape.underlay)
+        for special, meaning in _SPECIAL:
+            if contains(special, underlay):
+                self.document.fail((*path, "underlay"), f"{underlay} is {meaning}", "use the address that other nodes reach it by")
+        for prefix in self.prefixes:
+            if contains(prefix.network, underlay):
+                self.document.fail(
+                    (*path, "underlay"), f"{underlay} is within the fleet's prefix {prefix.network}",
+                    "use an address of the node's own, which no other site announces",
+                )
+        for at, device in enumerate(shape.uplinks):
+            self.device((*path, "uplinks", at), device)
+            if device in shape.uplinks[:at]:
+                self.document.fail((*path, "uplinks", at), f"{device} is named twice", "keep one of them")
+        if len(shape.uplinks) > MAX_UPLINKS:
+            self.document.fail((*path, "uplinks"), f"{len(shape.uplinks)} uplinks", f"name at most {MAX_UPLINKS}")
+        bypass = self.networks((*path, "bypass"), shape.bypass)
+        return Node(name, site, underlay, tuple(shape.uplinks), {}, bypass, shape.weight)
+
+    def device(self, path: Path, name: str) -> str:
+        """A name that Linux takes for a device."""
+        if _DEVICE.fullmatch(name) is None or name in (".", ".."):
+            self.document.fail(path, f"{name[:40]!r} is no device name", "use at most 15 characters, no space, `/` or `:`")
+        return name
+
+    def _with_onramps(self, site: Site, pools: dict[str, Pool]) -> Site:
+        return Site(site.name, {name: read_onramps(self, node, pools) for name, node in site.nodes.items()})
+
+    def _settings(self, shape: SettingsShape) -> Settings:
+        mask = shape.mark if shape.mark_mask is None else shape.mark_mask
+        if shape.mark & ~mask:
+            self.document.fail(
+                ("settings", "mark"), f"{shape.mark:#x} has bits outside mark_mask {mask:#x}", "widen the mask or change the mark"
+            )
+        return Settings(
+            mark=shape.mark,
+            mark_mask=mask,
+            gue_port=shape.gue_port,
+            answer_ping=shape.answer_ping,
+            flows=shape.flows,
+            full_ms=shape.full_ms,
+            udp_wildcard_fraction=shape.udp_wildcard_fraction,
+            timers=Timers(**shape.timers.model_dump()),
+        )
