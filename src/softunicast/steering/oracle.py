@@ -4,11 +4,11 @@
 The data plane (bpf/steer.bpf.c, bpf/include/steer.h, gue.h, parse.h) decides from five maps and constants:
 
     address -> `addresses` -> `owners[base + (port >> shift)]` -> `nodes` -> underlay address
-    outer source -> `peers`        inner source -> `prefixes`, list INTERNAL
+    outer source -> `peers`, inner source -> `prefixes`, list INTERNAL
 
 `steer()` takes the same bytes and gives the verdict, the drop reason and the frame as it would leave. The
-tests compare it with the programs on random packets; `explain` may use it to tell a person. It is written for
-reading, not for speed, and shares no code with what it judges.
+tests compare it with the programs on random packets; `explain` may use it to tell a person. It shares
+no code with what it judges.
 
     plain, mine or a ping            PASS   as it came
     plain, another node's            CARRY  encapsulated, inner TTL less one, `final` clear
@@ -24,8 +24,8 @@ from __future__ import annotations
 
 import struct
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from sys import byteorder
 from typing import Final
@@ -39,13 +39,7 @@ IP6_HEADER: Final = 40
 OUTER: Final = 32
 ETH_IP4: Final = 0x0800
 ETH_IP6: Final = 0x86DD
-TCP: Final = 6
-UDP: Final = 17
-ICMP: Final = 1
-ICMP6: Final = 58
-IPIP: Final = 4
-IP6_IN_IP: Final = 41
-FRAGMENT: Final = 44
+ICMP, IPIP, TCP, UDP, IP6_IN_IP, FRAGMENT, ICMP6 = 1, 4, 6, 17, 41, 44, 58
 NOT_ECT, ECT1, ECT0, CE = range(4)
 
 ICMP_ERRORS: Final = {ICMP: (3, 11, 12), ICMP6: (1, 2, 3, 4)}
@@ -61,7 +55,7 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """`frame`: as it goes on, Ethernet addresses as they came; empty for DROP. `node`: to whom it is carried."""
+    """`frame`: as it goes on, Ethernet addresses as they came; empty for DROP. `node`: who gets it."""
 
     verdict: Verdict
     frame: bytes = b""
@@ -88,16 +82,20 @@ class Tables:
     def from_maps(cls, settings: Settings, maps: Mapping[str, Mapping[bytes, bytes]]) -> Tables:
         """From raw contents by map name, as `build_tables` gives them or a dump of the live maps."""
         contents = defaultdict[str, Mapping[bytes, bytes]](dict, maps)
+
+        def array(name: str) -> Iterator[tuple[int, bytes]]:
+            return ((int.from_bytes(key, byteorder), value) for key, value in contents[name].items())
+
         prefixes = (Prefix.unpack(key) for key in contents["prefixes"])
         internal = (p for p in prefixes if p.list == List.INTERNAL and p.prefix_len >= 32)
         return cls(
             settings,
             {key: Address.unpack(value) for key, value in contents["addresses"].items()},
-            {int.from_bytes(key, byteorder): Owner.unpack(value) for key, value in contents["owners"].items()},
-            {int.from_bytes(key, byteorder): Node.unpack(value) for key, value in contents["nodes"].items()},
+            {index: Owner.unpack(value) for index, value in array("owners")},
+            {index: Node.unpack(value) for index, value in array("nodes")},
             frozenset(contents["peers"]),
             tuple((p.addr, p.prefix_len - 32) for p in internal),
-            tuple(Uplink.unpack(value) for _, value in sorted(contents["uplinks"].items())),
+            tuple(Uplink.unpack(value) for _, value in sorted(array("uplinks"))),
         )
 
     def owner(self, address: bytes, port: int) -> Owner | None:
@@ -184,7 +182,8 @@ def _parse_ip6(packet: Packet) -> int | None:
     if header[0] >> 4 != 6:
         raise _ShortError
     first, payload, packet.proto, packet.ttl = struct.unpack_from("!IHBB", header)
-    packet.ip6, packet.tos, packet.total = True, first >> 20 & 0xFF, payload + IP6_HEADER if payload else 0
+    packet.ip6, packet.tos = True, first >> 20 & 0xFF
+    packet.total = payload + IP6_HEADER if 0 < payload <= 65535 - IP6_HEADER else 0
     packet.source, packet.target = header[8:24], header[24:40]
     packet.fragment = packet.proto == FRAGMENT
     return None if packet.fragment else packet.offset + IP6_HEADER
@@ -236,7 +235,7 @@ def _parse_quote(frame: bytes, offset: int, ip6: bool) -> tuple[bytes, int] | No
 
 def checksum(data: bytes) -> int:
     """RFC 1071, complemented."""
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total = int(sum(struct.unpack(f"!{len(data) // 2}H", data)))
     while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)
     return total ^ 0xFFFF
@@ -394,7 +393,7 @@ def steer(tables: Tables, frame: bytes, *, ifindex: int = 0) -> Decision:
         return Decision(Verdict.DROP, drop=owner, uncovered=uncovered)
     if owner is None or owner.node == tables.settings.node:
         plain = packet.frame[:ETHERNET] + with_ecn(packet.frame[ETHERNET:], packet.ip6, ecn)
-        return replace(Decision(Verdict.PASS, plain), uncovered=uncovered)
+        return Decision(Verdict.PASS, plain, uncovered=uncovered)
     if final:
         return Decision(Verdict.DROP, drop=Drop.FINAL_NOT_MINE, uncovered=uncovered)
     return carry(tables, packet, owner, ecn, uncovered, ifindex)

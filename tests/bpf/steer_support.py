@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables and packets for the steering tests.
+
+node 1 (10.0.1.11): this one     2 (10.0.1.12), 3 (10.0.1.13): others     4: IPv6 underlay     5: not in use
+
+198.51.100.10   2,048 ports each: part 0 nobody's, then 1 2 3 1 2 3 4 5 9 ... (9: in no table)
+198.51.100.20   static: 9000-9009 node 1, 9010-9019 node 2, the rest nobody's
+2001:db8::10    1,024 ports each: part 0 nobody's, then alternately 1 and 2
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shlex
+import struct
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from socket import if_nametoindex
+from typing import Final
+
+from softunicast.kernel import netns
+from softunicast.kernel.abi import (
+    NONE,
+    Address,
+    List,
+    Node,
+    Owner,
+    Settings,
+    Uplink,
+)
+from softunicast.kernel.abi_util import addr_bytes, prefix_key
+from softunicast.kernel.bpf import BpfObject, object_path
+from softunicast.steering.oracle import Tables, checksum
+
+GUE_PORT: Final = 6080
+MTU: Final = 1600
+MAP_SIZES: Final = {
+    "flows": 16,
+    "origin": 16,
+    "slots": 32,
+    "crowds": 16,
+    "owners": 1 << 17,
+    "nodes": 16,
+    "onramps": 16,
+    "socks": 0,
+}
+IP6_TYPE: Final = b"\x86\xdd"
+MACS: Final = bytes.fromhex("0200000000aa0200000000bb")
+ME, OTHER, THIRD, IP6_NODE, UNUSED, ABSENT = 1, 2, 3, 4, 5, 9
+
+
+def packed(text: str) -> bytes:
+    return addr_bytes(ip_address(text))
+
+
+def u32(number: int) -> bytes:
+    return struct.pack("=I", number)
+
+
+def settings() -> Settings:
+    return Settings(underlay=packed("10.0.1.11"), node=ME, gue_port=GUE_PORT)
+
+
+def map_contents(uplinks: tuple[Uplink, ...] = (Uplink(99, MTU),)) -> dict[str, dict[bytes, bytes]]:
+    """As steering.tables gives them: raw keys and values by map."""
+    owners: dict[int, int] = {}
+    for part, node in zip(range(1, 32), [1, 2, 3, 1, 2, 3, IP6_NODE, UNUSED, ABSENT] * 4, strict=False):
+        owners[part] = node
+    owners.update({32 + port: ME if port < 9010 else OTHER for port in range(9000, 9020)})
+    v6 = 32 + 65536
+    owners.update({v6 + part: 1 + part % 2 for part in range(1, 64)})
+    total = v6 + 64
+    return {
+        "addresses": {
+            packed("198.51.100.10"): Address(0, 11, 1).pack(),
+            packed("198.51.100.20"): Address(32, 0, 1).pack(),
+            packed("2001:db8::10"): Address(v6, 10, 1).pack(),
+        },
+        "owners": {
+            u32(i): Owner(owners.get(i, NONE), 0 if owners.get(i) == ME else NONE).pack()
+            for i in range(total)
+        },
+        "nodes": {
+            u32(ME): Node(packed("10.0.1.11"), 1).pack(),
+            u32(OTHER): Node(packed("10.0.1.12"), 1).pack(),
+            u32(THIRD): Node(packed("10.0.1.13"), 1).pack(),
+            u32(IP6_NODE): Node(packed("2001:db8:1::4"), 1).pack(),
+            u32(UNUSED): Node(packed("10.0.1.15"), 0).pack(),
+        },
+        "peers": {packed(f"10.0.1.{i}"): u32(i - 10) for i in (11, 12, 13)},
+        "prefixes": {
+            prefix_key(list_number, ip_network(text)): u32(1)
+            for list_number, text in (
+                (List.INTERNAL, "10.0.1.0/24"),
+                (List.INTERNAL, "198.51.100.0/24"),
+                (List.INTERNAL, "2001:db8::/48"),
+                (List.NEVER, "192.0.2.0/24"),
+            )
+        },
+        "uplinks": {u32(i): uplink.pack() for i, uplink in enumerate(uplinks)},
+    }
+
+
+def load(contents: dict[str, dict[bytes, bytes]]) -> BpfObject:
+    """steer.bpf.o with these tables."""
+    sizes = {name: size for name, size in MAP_SIZES.items() if size}
+    loaded = BpfObject.load(object_path("steer"), settings=settings().pack(), map_sizes=sizes)
+    for name, entries in contents.items():
+        for key, value in entries.items():
+            if name != "owners" or Owner.unpack(value).node != NONE:
+                loaded.maps[name].update(key, value)
+    nobody = Owner(NONE, NONE).pack()
+    for index in range(32 + 65536 + 64):
+        if (key := u32(index)) in contents["owners"] and contents["owners"][key] == nobody:
+            loaded.maps["owners"].update(key, nobody)
+    return loaded
+
+
+@contextmanager
+def neighbourhood() -> Iterator[tuple[str, int]]:
+    """A namespace, by name, and a device in it, by index, with a route and neighbours for the underlay."""
+    name = f"t-steer-{os.getpid()}"
+    netns.create(name)
+    try:
+        with netns.enter(name):
+            run("ip link set lo up")
+            run("ip link add up0 mtu 2000 type veth peer name up1")
+            run("ip address add 10.0.1.11/24 dev up0")
+            run("ip link set up0 up")
+            run("ip link set up1 up")
+            for last in (12, 13):
+                run(f"ip neigh replace 10.0.1.{last} lladdr 02:00:00:00:00:{last} dev up0 nud permanent")
+            Path("/proc/sys/net/ipv4/conf/lo/forwarding").write_text("1")
+            ifindex = if_nametoindex("up0")
+        yield name, ifindex
+    finally:
+        netns.delete(name)
+
+
+def run(command: str) -> None:
+    """In the namespace of this thread."""
+    subprocess.run(shlex.split(command), check=True, capture_output=True, timeout=20)
+
+
+def tables(contents: dict[str, dict[bytes, bytes]]) -> Tables:
+    return Tables.from_maps(settings(), contents)
+
+
+def ip4(source: str, target: str, proto: int, payload: bytes, **change: int) -> bytes:
+    """An IPv4 packet; `change`: tos, ttl, frag (flags and offset), total, options (words)."""
+    options = bytes([1]) * 4 * change.get("options", 0)
+    length = 20 + len(options)
+    total = change.get("total", length + len(payload))
+    head = struct.pack(
+        "!BBHHHBBH4s4s",
+        0x40 | length // 4,
+        change.get("tos", 0),
+        total,
+        0x1234,
+        change.get("frag", 0x4000),
+        change.get("ttl", 60),
+        proto,
+        0,
+        ip_address(source).packed,
+        ip_address(target).packed,
+    )
+    head += options
+    return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + payload
+
+
+def ip6(source: str, target: str, proto: int, payload: bytes, **change: int) -> bytes:
+    first = 6 << 28 | change.get("tos", 0) << 20 | 0xABCDE
+    head = struct.pack("!IHBB", first, change.get("total", len(payload)), proto, change.get("ttl", 60))
+    return head + ip_address(source).packed + ip_address(target).packed + payload
+
+
+def udp(source_port: int, target_port: int, payload: bytes = b"x" * 20) -> bytes:
+    return struct.pack("!HHHH", source_port, target_port, 8 + len(payload), 0) + payload
+
+
+def tcp(
+    source_port: int, target_port: int, payload: bytes = b"", *, doff: int = 5, flags: int = 0x10
+) -> bytes:
+    return struct.pack("!HHIIBBHHH", source_port, target_port, 1, 2, doff << 4, flags, 512, 0, 0) + payload
+
+
+def icmp(kind: int, code: int, rest: bytes, identity: int = 0) -> bytes:
+    return struct.pack("!BBHHH", kind, code, 0, identity, 0) + rest
+
+
+def frame(packet: bytes, ether_type: int | None = None) -> bytes:
+    kind = ether_type if ether_type is not None else {4: 0x0800, 6: 0x86DD}.get(packet[0] >> 4, 0x0800)
+    return MACS + struct.pack("!H", kind) + packet
+
+
+def gue(inner: bytes, source: str = "10.0.1.12", **change: int) -> bytes:
+    """An encapsulated packet to this node; `change` also: version, proto, flags, check, length, port."""
+    proto = change.pop("proto", 41 if inner[0] >> 4 == 6 else 4)
+    head = struct.pack("!BBH", change.pop("version", 0), proto, change.pop("flags", 0))
+    size = change.pop("length", 8 + 4 + len(inner))
+    ports = struct.pack("!HHHH", 50000, change.pop("port", GUE_PORT), size, change.pop("check", 0))
+    return ip4(source, "10.0.1.11", 17, ports + head + inner, **change)
+
+
+@dataclass
+class Generator:
+    """Packets near every decision there is. The same seed gives the same packets."""
+
+    seed: int
+    random: random.Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+
+    def port(self, target: str) -> int:
+        r = self.random
+        held = (9000, 9020) if target == "198.51.100.20" else (2048, 22000)
+        return r.choice([r.randrange(65536), 1023, *(r.randrange(*held) for _ in range(8))])
+
+    def layer4(self, v6: bool, slice_address: str, remote: str) -> tuple[int, bytes]:
+        r, local, other = self.random, self.port(slice_address), r_port(self.random)
+        kind = r.randrange(10)
+        body = r.randbytes(r.choice([0, 4, 60, 500, 1400, 1500, 1528, 1600]))
+        if kind < 4:
+            return 6, tcp(other, local, body, doff=r.choice([5, 5, 5, 5, 8, 4]), flags=r.randrange(64))
+        if kind < 6:
+            return 17, udp(other, local, body)
+        echo = (128, 129) if v6 else (8, 0)
+        proto = 58 if v6 else 1
+        if kind == 6:
+            return proto, icmp(r.choice([echo[0], echo[1], echo[1], echo[1]]), 0, body, local)
+        if kind < 9:
+            quoted_source = r.choice([slice_address] * 5 + [remote])
+            inner_proto = r.choice([6, 17, 6, 17, proto, 47])
+            inner = tcp(local, other)[:8] if inner_proto != proto else icmp(r.choice(echo), 0, b"", local)
+            build = ip6 if v6 else ip4
+            quote = build(quoted_source, remote, inner_proto, inner[: r.choice([8, 8, 8, 7])])
+            error = r.choice([1, 2, 3, 4] if v6 else [3, 11, 12, 5])
+            return proto, icmp(error, 0, quote[: r.choice([99, 99, 99, 21])])
+        return r.choice([47, 50, 44, 132]), body
+
+    def plain(self) -> bytes:
+        r = self.random
+        v6 = r.random() < 0.25
+        if v6:
+            target = r.choice(["2001:db8::10"] * 5 + ["2001:db8::11"])
+            remote = r.choice(["2001:db8:ffff::1"] * 5 + ["2001:db8::99"])
+        else:
+            target = r.choice(["198.51.100.10", "198.51.100.20"] * 5 + ["203.0.113.77", "10.0.1.11"])
+            remote = r.choice(["203.0.113.1", "192.0.2.7"] * 5 + ["10.0.1.77", "198.51.100.30"])
+        proto, body = self.layer4(v6, target, remote)
+        change: dict[str, int] = {"ttl": r.choice([1, 0] + [2, 64, 255] * 8), "tos": r.randrange(256)}
+        if r.random() < 0.05:
+            change["total"] = r.choice([0, 19, 30, 65535])
+        if not v6 and r.random() < 0.06:
+            change["frag"] = r.choice([0x2000, 0x2010, 0x0010])
+        if not v6 and r.random() < 0.06:
+            change["options"] = r.randrange(1, 11)
+        return (ip6 if v6 else ip4)(remote, target, proto, body, **change)
+
+    def encapsulated(self) -> bytes:
+        r = self.random
+        inner = self.plain()
+        change: dict[str, int] = {"tos": r.randrange(256), "flags": r.choice([0, 0, 0, 2])}
+        odd: dict[str, int] = {"version": 1, "check": 7, "flags": 4, "length": 30, "port": 6081, "options": 1}
+        odd.update({"proto": 47, "total": 40, "frag": 0x2000})
+        if r.random() < 0.12:
+            name = r.choice(sorted(odd))
+            change[name] = odd[name]
+        source = r.choice(["10.0.1.12", "10.0.1.13"] * 8 + ["10.0.1.99"])
+        return gue(inner, source, **change)
+
+    def frame(self) -> bytes:
+        r = self.random
+        packet = self.plain() if r.random() < 0.45 else self.encapsulated()
+        whole = frame(packet, 0x0806 if r.random() < 0.01 else None)
+        if r.random() < 0.05:
+            # The kernel's test run refuses frames shorter than the IP header that their type announces.
+            whole = whole[: r.randrange(14 + (40 if whole[12:14] == IP6_TYPE else 20), len(whole) + 1)]
+        if r.random() < 0.05:
+            whole += bytes(r.randrange(1, 30))
+        if r.random() < 0.05:
+            at = r.randrange(14, min(len(whole), 120))
+            whole = whole[:at] + r.randbytes(1) + whole[at + 1 :]
+        return whole
+
+
+def r_port(source: random.Random) -> int:
+    return source.choice([443, 53, source.randrange(65536)])

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random packets: both steering programs and the Python oracle decide alike, byte for byte.
+
+The seed is printed on failure; SOFTUNICAST_SEED and SOFTUNICAST_PACKETS choose others.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter as Tally
+from collections.abc import Iterator
+
+import pytest
+from tests.bpf import steer_support as support
+
+from softunicast.kernel import netns
+from softunicast.kernel.abi import Counter, Drop, Stats, Uplink
+from softunicast.kernel.bpf import BpfObject
+from softunicast.steering.oracle import Decision, Tables, Verdict, steer
+
+TC_UNSPEC, TC_SHOT, TC_REDIRECT = 0xFFFFFFFF, 2, 7
+XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT = 1, 2, 3, 4
+TC_VERDICTS = {TC_UNSPEC: Verdict.PASS, TC_SHOT: Verdict.DROP, TC_REDIRECT: Verdict.CARRY}
+XDP_VERDICTS = {
+    XDP_DROP: Verdict.DROP,
+    XDP_PASS: Verdict.PASS,
+    XDP_TX: Verdict.CARRY,
+    XDP_REDIRECT: Verdict.CARRY,
+}
+PACKETS = int(os.environ.get("SOFTUNICAST_PACKETS", "2000"))
+
+# Each must be met at least that often in 2,000 packets, so that the comparison says something.
+MINIMUM = {
+    ("pass", Drop.NONE, False): 100,
+    ("pass", Drop.NONE, True): 60,
+    ("carry", Drop.NONE, False): 80,
+    ("carry", Drop.NONE, True): 40,
+    ("drop", Drop.NO_OWNER, False): 40,
+    ("drop", Drop.STRANGER, False): 20,
+    ("drop", Drop.GUE_MALFORMED, False): 40,
+    ("drop", Drop.INNER_NOT_SLICE, False): 40,
+    ("drop", Drop.INNER_INTERNAL, False): 40,
+    ("drop", Drop.FINAL_NOT_MINE, True): 20,
+    ("drop", Drop.TTL, False): 5,
+    ("drop", Drop.MALFORMED, False): 40,
+    ("drop", Drop.FRAGMENT, False): 10,
+    ("drop", Drop.PROTOCOL, False): 10,
+    ("drop", Drop.ERROR_UNKNOWN, False): 20,
+    ("drop", Drop.TOO_BIG, False): 5,
+    ("drop", Drop.ECN, False): 10,
+    ("drop", Drop.ENCAP, False): 5,
+}
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[tuple[str, int]]:
+    """A namespace in which all underlay addresses have a route and a neighbour: what XDP needs to carry."""
+    with support.neighbourhood() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def steering(world: tuple[str, int]) -> Iterator[tuple[BpfObject, Tables]]:
+    contents = support.map_contents((Uplink(world[1], support.MTU),))
+    with netns.enter(world[0]), support.load(contents) as loaded:
+        yield loaded, support.tables(contents)
+
+
+def totals(loaded: BpfObject) -> Stats:
+    """Sums over CPUs."""
+    each = [Stats.unpack(value) for value in loaded.maps["stats"].lookup_percpu(support.u32(0))]
+    drops = tuple(sum(stats.drops[i] for stats in each) for i in range(len(each[0].drops)))
+    counters = tuple(sum(stats.counters[i] for stats in each) for i in range(len(each[0].counters)))
+    return Stats(drops, counters)
+
+
+def describe(name: str, seed: int, number: int, frame: bytes, expected: Decision, got: object) -> str:
+    return f"{name}, seed {seed}, packet {number}: {frame.hex()}\nexpected {expected}\ngot {got}"
+
+
+@pytest.mark.parametrize("name", ["su_steer_tc", "su_steer"])
+def test_the_programs_and_the_oracle_agree(
+    name: str, steering: tuple[BpfObject, Tables], world: tuple[str, int]
+) -> None:
+    loaded, tables = steering
+    seed = int(os.environ.get("SOFTUNICAST_SEED", time.time_ns() % 1_000_000_007))
+    print(f"seed {seed}")
+    generator, program = support.Generator(seed), loaded.programs[name]
+    verdicts = TC_VERDICTS if name == "su_steer_tc" else XDP_VERDICTS
+    met: Tally[tuple[str, Drop, bool]] = Tally()
+    before = totals(loaded)
+    with netns.enter(world[0]):
+        for number in range(PACKETS):
+            frame = generator.frame()
+            expected = steer(tables, frame)
+            run = program.test_run(frame)
+            verdict = verdicts.get(run.retval)
+            met[expected.verdict.value, expected.drop, expected.uncovered] += 1
+            assert verdict == expected.verdict, describe(name, seed, number, frame, expected, run.retval)
+            if verdict is not Verdict.DROP:
+                # Ethernet addresses: XDP writes them, tc leaves that to the kernel.
+                same = run.data[12:] == expected.frame[12:]
+                assert same, describe(name, seed, number, frame, expected, run.data.hex())
+    after = totals(loaded)
+    print(
+        {f"{verdict} {drop.name} {carried}": count for (verdict, drop, carried), count in sorted(met.items())}
+    )
+
+    dropped = Tally[Drop]()
+    for (_, drop, _), count in met.items():
+        dropped[drop] += count
+    for drop in Drop:
+        if drop is not Drop.NONE:
+            assert after.drops[drop] - before.drops[drop] == dropped[drop], (
+                f"seed {seed}: counted {drop.name}"
+            )
+    carried = sum(count for (verdict, _, _), count in met.items() if verdict == "carry")
+    assert after.counters[Counter.CARRIED_OUT] - before.counters[Counter.CARRIED_OUT] == carried
+    lacking = {
+        key: met[key] for key, least in MINIMUM.items() if PACKETS >= 2000 and sum_like(met, key) < least
+    }
+    assert not lacking, f"seed {seed}: too few to say anything: {lacking}"
+
+
+def sum_like(met: Tally[tuple[str, Drop, bool]], key: tuple[str, Drop, bool]) -> int:
+    """Drops count whether the tunnel was passed before or not; verdicts are told apart."""
+    if key[0] != "drop":
+        return met[key]
+    return met["drop", key[1], False] + met["drop", key[1], True]

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packet in, verdict and bytes out: each rule of steering by itself, without the oracle, for both entries."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+import pytest
+from tests.bpf import steer_support as support
+from tests.bpf.steer_support import frame, gue, icmp, ip4, ip6, tcp, udp
+
+from softunicast.kernel import netns
+from softunicast.kernel.abi import Counter, Drop, LastDrop, Stats, Uplink
+from softunicast.kernel.bpf import BpfObject
+from softunicast.steering.oracle import checksum
+
+PASS, CARRY, DROP = "pass", "carry", "drop"
+VERDICTS = {
+    "su_steer_tc": {0xFFFFFFFF: PASS, 7: CARRY, 2: DROP},
+    "su_steer": {2: PASS, 3: CARRY, 4: CARRY, 1: DROP},
+}
+REMOTE = "203.0.113.1"
+STATIC = "198.51.100.20"  # 9000-9009 this node's, 9010-9019 of 10.0.1.12
+
+
+@dataclass(frozen=True)
+class Result:
+    verdict: str
+    data: bytes
+    drops: dict[Drop, int]
+    counters: dict[Counter, int]
+
+
+class Entry:
+    """One of the two programs, in the namespace where the neighbours are known."""
+
+    def __init__(self, loaded: BpfObject, name: str, namespace: str) -> None:
+        self.loaded, self.name, self.namespace = loaded, name, namespace
+
+    def counts(self) -> tuple[dict[Drop, int], dict[Counter, int]]:
+        each = [Stats.unpack(value) for value in self.loaded.maps["stats"].lookup_percpu(support.u32(0))]
+        drops = {drop: sum(stats.drops[drop] for stats in each) for drop in Drop}
+        return drops, {counter: sum(stats.counters[counter] for stats in each) for counter in Counter}
+
+    def __call__(self, packet: bytes) -> Result:
+        drops, counters = self.counts()
+        with netns.enter(self.namespace):
+            run = self.loaded.programs[self.name].test_run(packet)
+        drops_after, counters_after = self.counts()
+        return Result(
+            VERDICTS[self.name].get(run.retval, f"unknown {run.retval}"),
+            run.data,
+            {drop: n - drops[drop] for drop, n in drops_after.items() if n != drops[drop]},
+            {
+                counter: n - counters[counter]
+                for counter, n in counters_after.items()
+                if n != counters[counter]
+            },
+        )
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Iterator[tuple[BpfObject, str]]:
+    with support.neighbourhood() as (namespace, ifindex), netns.enter(namespace):
+        uplinks = (Uplink(ifindex, support.MTU),)
+        with support.load(support.map_contents(uplinks)) as found:
+            yield found, namespace
+
+
+@pytest.fixture(params=["su_steer_tc", "su_steer"])
+def steer(loaded: tuple[BpfObject, str], request: pytest.FixtureRequest) -> Entry:
+    return Entry(loaded[0], request.param, loaded[1])
+
+
+def test_an_answer_for_another_node_goes_out_in_gue(steer: Entry) -> None:
+    inner = ip4(REMOTE, STATIC, 6, tcp(443, 9012, b"hello"), ttl=57, tos=0xBA)
+    result = steer(frame(inner))
+    assert (result.verdict, result.drops) == (CARRY, {})
+    assert result.counters == {Counter.CARRIED_OUT: 1}
+
+    assert result.data[12:14] == b"\x08\x00"
+    ip, datagram, header = result.data[14:34], result.data[34:42], result.data[42:46]
+    version, tos, length, identity, flags, ttl, proto = struct.unpack_from("!BBHHHBB", ip)
+    assert (version, tos, identity, flags, ttl, proto) == (0x45, 0xBA, 0, 0x4000, 64, 17)
+    assert length == len(inner) + 32
+    assert ip[12:20] == ip_address("10.0.1.11").packed + ip_address("10.0.1.12").packed
+    assert checksum(ip) == 0
+    source, target, size, check = struct.unpack("!HHHH", datagram)
+    assert source >= 49152
+    assert (target, size, check) == (6080, len(inner) + 12, 0)
+    assert header == bytes([0, 4, 0, 0])
+    assert result.data[46:] == ip4(REMOTE, STATIC, 6, tcp(443, 9012, b"hello"), ttl=56, tos=0xBA)
+
+
+def test_ethernet_padding_is_not_part_of_the_packet(steer: Entry) -> None:
+    inner = ip4(REMOTE, STATIC, 17, udp(53, 9012, b""))
+    result = steer(frame(inner) + bytes(18))
+    assert result.verdict == CARRY
+    assert struct.unpack_from("!H", result.data, 16)[0] == len(inner) + 32
+
+
+def test_the_source_port_follows_the_flow(steer: Entry) -> None:
+    def port(remote_port: int) -> int:
+        data = steer(frame(ip4(REMOTE, STATIC, 6, tcp(remote_port, 9012)))).data
+        return int(struct.unpack_from("!H", data, 34)[0])
+
+    assert port(443) == port(443)
+    assert len({port(1000 + i) for i in range(64)}) > 56
+
+
+def test_mine_and_strangers_destinations_pass_untouched(steer: Entry) -> None:
+    for packet in (
+        ip4(REMOTE, STATIC, 6, tcp(443, 9001)),
+        ip4(REMOTE, "203.0.113.99", 6, tcp(443, 9012)),
+        ip4(REMOTE, STATIC, 1, icmp(8, 0, b"ping", 9012)),
+        ip6("2001:db8:ffff::1", "2001:db8:f::1", 6, tcp(443, 9012)),
+    ):
+        result = steer(frame(packet))
+        assert (result.verdict, result.data, result.drops, result.counters) == (PASS, frame(packet), {}, {})
+    arp = support.MACS + b"\x08\x06" + bytes(46)
+    assert steer(arp).verdict == PASS
+
+
+def test_a_packet_for_this_node_comes_out_of_its_tunnel(steer: Entry) -> None:
+    inner = ip4(REMOTE, STATIC, 6, tcp(443, 9001, b"answer"))
+    for final in (0, 2):
+        result = steer(frame(gue(inner, flags=final)))
+        assert (result.verdict, result.data[12:], result.drops) == (PASS, b"\x08\x00" + inner, {})
+        assert result.counters == {Counter.CARRIED_IN: 1}
+
+
+def test_ipv6_inside_ipv4(steer: Entry) -> None:
+    mine, others = 2 << 10 | 5, 1 << 10 | 5
+    inner = ip6("2001:db8:ffff::1", "2001:db8::10", 6, tcp(443, mine, b"answer"), tos=2)
+    result = steer(frame(gue(inner, tos=3)))
+    assert (result.verdict, result.data[12:14]) == (PASS, b"\x86\xdd")
+    assert result.data[14:] == ip6("2001:db8:ffff::1", "2001:db8::10", 6, tcp(443, mine, b"answer"), tos=3)
+    result = steer(frame(ip6("2001:db8:ffff::1", "2001:db8::10", 6, tcp(443, others), ttl=9)))
+    assert (result.verdict, result.data[12:14], result.data[43]) == (CARRY, b"\x08\x00", 41)
+    assert result.data[46:] == ip6("2001:db8:ffff::1", "2001:db8::10", 6, tcp(443, others), ttl=8)
+
+
+def test_what_is_not_mine_is_carried_on_once_and_final(steer: Entry) -> None:
+    inner = ip4(REMOTE, STATIC, 6, tcp(443, 9012), ttl=57)
+    result = steer(frame(gue(inner, source="10.0.1.13")))
+    assert (result.verdict, result.counters) == (CARRY, {Counter.CARRIED_IN: 1, Counter.CARRIED_OUT: 1})
+    assert result.data[26:34] == ip_address("10.0.1.11").packed + ip_address("10.0.1.12").packed
+    assert result.data[42:46] == bytes([0, 4, 0, 2])
+    assert result.data[46:] == ip4(REMOTE, STATIC, 6, tcp(443, 9012), ttl=56)
+    again = steer(frame(gue(inner, flags=2)))
+    assert (again.verdict, again.drops) == (DROP, {Drop.FINAL_NOT_MINE: 1})
+
+
+# RFC 6040 section 4.2, figure 4: (inner, outer) -> inner afterwards, None: drop.
+# 0 Not-ECT, 1 ECT(1), 2 ECT(0), 3 CE.
+ECN = {
+    (0, 0): 0,
+    (0, 1): 0,
+    (0, 2): 0,
+    (0, 3): None,
+    (2, 0): 2,
+    (2, 1): 1,
+    (2, 2): 2,
+    (2, 3): 3,
+    (1, 0): 1,
+    (1, 1): 1,
+    (1, 2): 1,
+    (1, 3): 3,
+    (3, 0): 3,
+    (3, 1): 3,
+    (3, 2): 3,
+    (3, 3): 3,
+}
+
+
+def test_congestion_marks_come_out_of_the_tunnel(steer: Entry) -> None:
+    for (inner_ecn, outer_ecn), expected in ECN.items():
+        inner = ip4(REMOTE, STATIC, 6, tcp(443, 9001), tos=0x48 | inner_ecn)
+        result = steer(frame(gue(inner, tos=outer_ecn)))
+        if expected is None:
+            assert (result.verdict, result.drops) == (DROP, {Drop.ECN: 1})
+        else:
+            assert result.verdict == PASS
+            assert result.data[14:] == ip4(REMOTE, STATIC, 6, tcp(443, 9001), tos=0x48 | expected)
+
+
+def quote(source: str = STATIC, port: int = 9012) -> bytes:
+    return ip4(source, REMOTE, 6, tcp(port, 443)[:8])
+
+
+def test_an_icmp_error_goes_where_the_flow_is_that_it_quotes(steer: Entry) -> None:
+    assert steer(frame(ip4(REMOTE, STATIC, 1, icmp(3, 4, quote())))).verdict == CARRY
+    assert steer(frame(ip4(REMOTE, STATIC, 1, icmp(3, 4, quote(port=9001))))).verdict == PASS
+    reply = steer(frame(ip4(REMOTE, STATIC, 1, icmp(0, 0, b"pong", 9012))))
+    assert reply.verdict == CARRY
+
+
+OK = ip4(REMOTE, STATIC, 6, tcp(443, 9001))
+DROPS = {
+    "no owner": (ip4(REMOTE, STATIC, 6, tcp(443, 9020)), Drop.NO_OWNER),
+    "no owner, the part below 1024": (ip4(REMOTE, "198.51.100.10", 17, udp(53, 1000)), Drop.NO_OWNER),
+    "stranger": (gue(OK, source="10.0.1.99"), Drop.STRANGER),
+    "version": (gue(OK, version=0x40), Drop.GUE_MALFORMED),
+    "control": (gue(OK, version=0x20), Drop.GUE_MALFORMED),
+    "optional fields": (gue(OK, version=0x01), Drop.GUE_MALFORMED),
+    "unknown flag": (gue(OK, flags=0x8000), Drop.GUE_MALFORMED),
+    "unknown protocol": (gue(OK, proto=47), Drop.GUE_MALFORMED),
+    "checksum": (gue(OK, check=0x1234), Drop.GUE_MALFORMED),
+    "datagram length": (gue(OK, length=len(OK)), Drop.GUE_MALFORMED),
+    "longer than the frame": (gue(OK, total=1000, length=980), Drop.GUE_MALFORMED),
+    "outer options": (gue(OK, options=1), Drop.GUE_MALFORMED),
+    "outer fragment": (gue(OK, frag=0x2000), Drop.GUE_MALFORMED),
+    "inner longer than the tunnel": (gue(ip4(REMOTE, STATIC, 6, tcp(443, 9001), total=99)), Drop.MALFORMED),
+    "inner cut": (gue(OK[:30]), Drop.MALFORMED),
+    "GUE in GUE": (gue(gue(OK)), Drop.INNER_NOT_SLICE),
+    "inner to the underlay": (gue(ip4(REMOTE, "10.0.1.11", 6, tcp(443, 22))), Drop.INNER_NOT_SLICE),
+    "inner from the underlay": (gue(ip4("10.0.1.50", STATIC, 6, tcp(443, 9001))), Drop.INNER_INTERNAL),
+    "inner from a slice": (gue(ip4("198.51.100.10", STATIC, 6, tcp(443, 9001))), Drop.INNER_INTERNAL),
+    "ttl": (ip4(REMOTE, STATIC, 6, tcp(443, 9012), ttl=1), Drop.TTL),
+    "fragment": (ip4(REMOTE, STATIC, 6, tcp(443, 9012), frag=0x0010), Drop.FRAGMENT),
+    "first fragment": (ip4(REMOTE, STATIC, 6, tcp(443, 9012), frag=0x2000), Drop.FRAGMENT),
+    "protocol": (ip4(REMOTE, STATIC, 47, b"gre....."), Drop.PROTOCOL),
+    "error of another address": (
+        ip4(REMOTE, STATIC, 1, icmp(3, 4, quote("198.51.100.10"))),
+        Drop.ERROR_UNKNOWN,
+    ),
+    "error without a quote": (ip4(REMOTE, STATIC, 1, icmp(11, 0, b"")), Drop.ERROR_UNKNOWN),
+    "malformed": (ip4(REMOTE, STATIC, 6, tcp(443, 9012, doff=4)), Drop.MALFORMED),
+    "length": (ip4(REMOTE, STATIC, 6, tcp(443, 9012), total=400), Drop.MALFORMED),
+    "IPv6 underlay": (ip4(REMOTE, "198.51.100.10", 6, tcp(443, 7 * 2048)), Drop.ENCAP),
+    "a node not in use": (ip4(REMOTE, "198.51.100.10", 6, tcp(443, 8 * 2048)), Drop.NO_OWNER),
+    "a node not in the table": (ip4(REMOTE, "198.51.100.10", 6, tcp(443, 9 * 2048)), Drop.NO_OWNER),
+}
+
+
+@pytest.mark.parametrize("case", DROPS)
+def test_drops_are_counted_by_name(steer: Entry, case: str) -> None:
+    packet, reason = DROPS[case]
+    result = steer(frame(packet))
+    assert (result.verdict, result.drops, result.counters.get(Counter.CARRIED_OUT)) == (
+        DROP,
+        {reason: 1},
+        None,
+    )
+    last = LastDrop.unpack(steer.loaded.maps["last_drops"].lookup(support.u32(reason)) or b"")
+    assert last.boot_ns > 0
+
+
+def test_the_largest_packet_that_fits_the_tunnel(steer: Entry) -> None:
+    def sized(length: int) -> bytes:
+        return frame(ip4(REMOTE, STATIC, 6, tcp(443, 9012, bytes(length - 40))))
+
+    assert steer(sized(support.MTU - 32)).verdict == CARRY
+    result = steer(sized(support.MTU - 31))
+    assert (result.verdict, result.drops) == (DROP, {Drop.TOO_BIG: 1})
+
+
+def test_xdp_leaves_to_tc_what_has_no_neighbour_yet(loaded: tuple[BpfObject, str]) -> None:
+    """The packet goes up as it came, plain or encapsulated: su_uplink_in behind decides the same and asks."""
+    steer = Entry(loaded[0], "su_steer", loaded[1])
+    plain = frame(ip4(REMOTE, STATIC, 6, tcp(443, 9012)))
+    inside = frame(gue(ip4(REMOTE, STATIC, 6, tcp(443, 9012))))
+    with netns.enter(loaded[1]):
+        support.run("ip neigh del 10.0.1.12 dev up0")
+    try:
+        for packet in (plain, inside):
+            result = steer(packet)
+            assert (result.verdict, result.data, result.counters, result.drops) == (PASS, packet, {}, {})
+    finally:
+        with netns.enter(loaded[1]):
+            support.run("ip neigh replace 10.0.1.12 lladdr 02:00:00:00:00:12 dev up0 nud permanent")
+    assert steer(plain).verdict == CARRY
