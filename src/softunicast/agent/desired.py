@@ -14,13 +14,15 @@ What goes where, for one node:
     sysctls           uplinks: slice addresses never in ARP; on-ramps: no forwarding past the programs
     nft               notrack for slice addresses          conntrack never sees them
 
-An on-ramp's generation grows when its device or its policy changes, so that claims of an earlier life are dead.
+An on-ramp's generation grows when its device or its policy changes, so that claims of an earlier life are
+dead.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Final
@@ -28,10 +30,9 @@ from typing import Final
 from softunicast.agent.diff import Desired
 from softunicast.agent.facts import Facts
 from softunicast.agent.findings import Subject
-from softunicast.agent.resources import Attachment, Build, Hook, NextHop, Notrack, Resources, Route, Rule
+from softunicast.agent.resources import Attachment, Build, Hook, Notrack, Resources, Route, Rule
 from softunicast.agent.state import NodeState, OnrampState, SliceState
 from softunicast.egress import tables as egress_tables
-from softunicast.errors import UsageError
 from softunicast.kernel import abi
 from softunicast.kernel.abi_util import addr_bytes, addr_ip
 from softunicast.model.binding import Bindings
@@ -96,8 +97,15 @@ def build(objects_digest: str, plan: Plan, node: Node, netns_cookie: int) -> Bui
 def fingerprint(onramp: Onramp, ifindex: int) -> str:
     """What an on-ramp's claims depend on; another one makes a new generation."""
     parts = [
-        ifindex, onramp.device, onramp.pool, sorted(map(str, onramp.sources)), str(onramp.gateway4), str(onramp.gateway6),
-        sorted(map(str, onramp.bypass)), onramp.tenant, str(onramp.slice),
+        ifindex,
+        onramp.device,
+        onramp.pool,
+        sorted(map(str, onramp.sources)),
+        str(onramp.gateway4),
+        str(onramp.gateway6),
+        sorted(map(str, onramp.bypass)),
+        onramp.tenant,
+        str(onramp.slice),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
@@ -111,7 +119,8 @@ def onramps(node: Node, facts: Facts, last: NodeState | None) -> dict[str, Onram
         ifindex = device.ifindex if device else 0
         mark = fingerprint(onramp, ifindex)
         before = last.onramps.get(name) if last else None
-        # An id may change hands when on-ramps are added: its claims must not, hence the highest generation of all.
+        # An id may change hands when on-ramps are added: its claims must not, hence the highest generation of
+        # all.
         highest = max((known.generation for known in last.onramps.values()), default=0) if last else 0
         same = before is not None and before.fingerprint == mark and before.id == position + 1
         generation = before.generation if before is not None and same else highest + 1
@@ -130,13 +139,14 @@ def desired(
     now_s: int,
 ) -> Desired:
     """What this node's kernel should hold. UsageError when the plan has no such node."""
-    node = find_node(plan, node_name)
+    node = node_here(plan, node_name, facts)
     ramps = onramps(node, facts, last)
     ifindexes = {name: device.ifindex for name, device in facts.devices.items()}
     generations = {name: ramp.generation for name, ramp in ramps.items()}
     tables: dict[str, Mapping[bytes, bytes]] = {}
     for module in (egress_tables, steering_tables):
         tables.update(module.build_tables(plan, bindings, node_name, ifindexes, generations))
+    tables["uplinks"] = uplink_table(node, facts)
     addresses = held_addresses(bindings, node_name)
     versions = sorted({4 if "." in address else 6 for address in addresses})
     resources = Resources(
@@ -159,10 +169,11 @@ def desired(
         abi_version=build_.abi_version,
         bindings_epoch=bindings.epoch,
         pools={name: plan.pool_index(name) for name in plan.pools},
-        nodes={name: plan.node_index(name) for site in plan.sites.values() for name in site.nodes},
+        nodes=plan.node_indices(),
         slices=tuple(_slices(tables.get("slices", {}), plan)),
         onramps=ramps,
         uplinks={name: ifindexes[name] for name in node.uplinks if name in ifindexes},
+        array_used=array_used(tables),
         cgroup_root=facts.cgroup_root,
         cgroup=f"{facts.cgroup_root}/softunicast/{node_name}",
         started_s=now_s,
@@ -170,17 +181,34 @@ def desired(
     return Desired(build_, resources, state)
 
 
-def find_node(plan: Plan, name: str) -> Node:
-    """The node; UsageError that names those there are."""
-    known = sorted(known for site in plan.sites.values() for known in site.nodes)
-    if name not in known:
-        raise UsageError(f"--node {name}: no such node in the plan; it has {', '.join(known) or 'none'}")
-    return plan.node(name)
+def node_here(plan: Plan, name: str, facts: Facts) -> Node:
+    """The node, with its uplinks filled in when the plan leaves them to the agent: the devices of the default routes,
+    else the one that has the underlay address. UsageError when the plan has no such node."""
+    node = plan.node(name)
+    if node.uplinks:
+        return node
+    onramp_devices = {onramp.device for onramp in node.onramps.values()}
+    found = [
+        hop.device for default in facts.defaults for hop in default.hops if hop.device not in onramp_devices
+    ]
+    carrier = facts.device_of(str(node.underlay))
+    if not found and carrier is not None and carrier.name != "lo":
+        found = [carrier.name]
+    return replace(node, uplinks=tuple(dict.fromkeys(found)))
 
 
-def subject(plan: Plan, bindings: Bindings, node_name: str) -> Subject:
+def uplink_table(node: Node, facts: Facts) -> dict[bytes, bytes]:
+    """The map `uplinks`: what exists of them, in the plan's order."""
+    present = [facts.devices[name] for name in node.uplinks if name in facts.devices]
+    return {
+        index.to_bytes(4, sys.byteorder): abi.Uplink(ifindex=device.ifindex, mtu=device.mtu).pack()
+        for index, device in enumerate(present)
+    }
+
+
+def subject(plan: Plan, bindings: Bindings, node_name: str, facts: Facts) -> Subject:
     """What the host is examined for."""
-    node = find_node(plan, node_name)
+    node = node_here(plan, node_name, facts)
     held = [binding.slice for binding in bindings.bindings if binding.node == node_name]
     return Subject(
         uplinks=tuple(node.uplinks),
@@ -209,7 +237,10 @@ def _device_links(node: Node, facts: Facts) -> Iterator[Attachment]:
     onramp_devices = {onramp.device for onramp in node.onramps.values()}
     underlay = facts.device_of(str(node.underlay))
     for name, device in sorted(facts.devices.items()):
-        def link(role: str, program: str, hook: Hook, name: str = name, ifindex: int = device.ifindex) -> Attachment:
+
+        def link(
+            role: str, program: str, hook: Hook, name: str = name, ifindex: int = device.ifindex
+        ) -> Attachment:
             return Attachment(f"{role}-{ifindex}", program, hook, name, ifindex)
 
         if name == "lo":
@@ -254,12 +285,19 @@ def _sysctls(node: Node, facts: Facts, last: NodeState | None) -> Iterator[tuple
 
 def _slices(table: Mapping[bytes, bytes], plan: Plan) -> Iterator[SliceState]:
     pools = {plan.pool_index(name): name for name in plan.pools}
-    for key, value in sorted(table.items(), key=lambda item: int.from_bytes(item[0], "little")):
+    for key, value in sorted(table.items(), key=lambda item: int.from_bytes(item[0], sys.byteorder)):
         held = abi.Slice.unpack(value)
         if held.flags:
             address = addr_ip(held.addr)
             host = f"[{address}]" if address.version == 6 else str(address)
             text = f"{host}:{held.first}-{held.last}"
-            yield SliceState(int.from_bytes(key, "little"), text, pools.get(held.pool, ""), held.epoch)
+            yield SliceState(int.from_bytes(key, sys.byteorder), text, pools.get(held.pool, ""), held.epoch)
 
 
+def array_used(tables: Mapping[str, Mapping[bytes, bytes]]) -> dict[str, int]:
+    """For every table with four-byte keys: one more than its highest index."""
+    return {
+        name: max((int.from_bytes(key, sys.byteorder) for key in table), default=-1) + 1
+        for name, table in tables.items()
+        if all(len(key) == 4 for key in table)
+    }

@@ -3,14 +3,15 @@
 
 The order is the safety. Read it as one sentence:
 
-    remember what was there before (node.json), load programs beside the pinned maps, close the door if hooks were
-    missing, fill the maps, guard every egress device, hide the addresses from conntrack and ARP, lay routes and
-    rules, put the addresses on lo, hook the sockets, adopt the living ones, take in packets from uplinks and
-    on-ramps, take away what is no longer wanted, copy plan and bindings, open the door, write node.json.
+    remember what was there before (node.json), load programs beside the pinned maps, close the door if hooks
+    were missing, fill the maps, guard every egress device, hide the addresses from conntrack and ARP, lay
+    routes and rules, put the addresses on lo, hook the sockets, adopt the living ones, take in packets from
+    uplinks and on-ramps, take away what is no longer wanted, copy plan and bindings, open the door, write
+    node.json.
 
-So nothing can leave a slice's address before the guard looks at it, no fish claims before every living socket has its
-claim, and a run that breaks off anywhere leaves a closed door that the next run opens. When nothing differs the list
-is empty: no write at all, the "restart changes nothing" of the design.
+So nothing can leave a slice's address before the guard looks at it, no fish claims before every living socket
+has its claim, and a run that breaks off anywhere leaves a closed door that the next run opens. When nothing
+differs the list is empty: no write at all, the "restart changes nothing" of the design.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from softunicast.agent import operations as op
-from softunicast.agent.resources import Attachment, Build, Hook, Resources
+from softunicast.agent.resources import Build, Hook, Resources
 from softunicast.agent.state import NodeState
 from softunicast.errors import UsageError
 
@@ -41,7 +42,8 @@ MAP_ORDER = (
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """What should be. `state` is node.json when all is done; what it remembers of before is merged in by `diff`."""
+    """What should be. `state` is node.json when all is done; what it remembers of before is merged in by
+    `diff`."""
 
     build: Build
     resources: Resources
@@ -80,13 +82,14 @@ def check(desired: Desired, observed: Observed) -> None:
     if desired.state.bindings_epoch < state.bindings_epoch:
         raise UsageError(
             f"node {node}: bindings of epoch {desired.state.bindings_epoch} are older than epoch "
-            f"{state.bindings_epoch}, which runs; use the newer file, or make one with `softunicast plan apply`"
+            f"{state.bindings_epoch}, which runs; bring the newest file (`softunicast plan apply` writes it)"
         )
     if not state.build_hash:
         return
     if desired.build.abi_version != state.abi_version:
         raise UsageError(
-            f"node {node}: the maps have layout {state.abi_version}, this version {desired.build.abi_version}; {way_out}"
+            f"node {node}: its maps have layout {state.abi_version}, this version makes layout "
+            f"{desired.build.abi_version}; {way_out}"
         )
     for name, size in desired.build.map_sizes.items():
         if (running := state.map_sizes.get(name, size)) != size:
@@ -127,7 +130,10 @@ def diff(desired: Desired, observed: Observed) -> list[op.Operation]:
         work.append(op.SetNotrack(want.notrack))
     work += sysctls
     wanted_routes = {(route.version, route.metric) for route in want.routes}
-    work += [op.SetRoute(route) for route in sorted(want.routes - have.routes, key=lambda r: (r.version, -r.metric))]
+    work += [
+        op.SetRoute(route)
+        for route in sorted(want.routes - have.routes, key=lambda r: (r.version, -r.metric))
+    ]
     work += [op.AddRule(rule) for rule in sorted(want.rules - have.rules)]
     work += [op.AddAddress(address) for address in sorted(want.addresses - have.addresses)]
     work += _links(want, observed, Hook.CGROUP, load)
@@ -144,7 +150,9 @@ def diff(desired: Desired, observed: Observed) -> list[op.Operation]:
         for route in sorted(have.routes - want.routes)
         if (route.version, route.metric) not in wanted_routes
     ]
-    work += [op.WriteFile(name, text) for name, text in sorted(want.files.items()) if have.files.get(name) != text]
+    work += [
+        op.WriteFile(name, text) for name, text in sorted(want.files.items()) if have.files.get(name) != text
+    ]
     if not observed.ready or hooks_missing:
         work.append(op.SetReady(True))
     return _remembering(desired, observed, work)
@@ -217,12 +225,12 @@ def _remembering(desired: Desired, observed: Observed, work: list[op.Operation])
         bindings_epoch=desired.state.bindings_epoch,
         sysctls_before=before,
         addresses_added=tuple(sorted(added | earlier)),
+        array_used=_most(desired.state.array_used, last.array_used if last else {}),
         started_s=started_s,
     )
     result: list[op.Operation] = [op.SaveState(first)] if first != last and work else []
     return [*result, *work, op.SaveState(final)]
 
 
-def plan_attachment(role: str, program: str, hook: Hook, device: str, ifindex: int) -> Attachment:
-    """An attachment on a device, named `<role>-<ifindex>`."""
-    return Attachment(f"{role}-{ifindex}", program, hook, device, ifindex)
+def _most(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    return {name: max(one.get(name, 0), other.get(name, 0)) for name in {*one, *other}}

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent knows of the host and does not own: devices, default routes, sysctls, other firewalls. Pure values."""
+"""What the agent knows of the host and does not own: devices, default routes, sysctls, other firewalls. Pure
+values."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ ARPHRD_ETHER: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A network device of this namespace. `arphrd`: /sys/class/net/*/type; `mtu` in bytes without link header."""
+    """A network device of this namespace. `arphrd`: /sys/class/net/*/type; `mtu` in bytes without link
+    header."""
 
     name: str
     ifindex: int
@@ -39,7 +41,8 @@ class DefaultRoute:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """`sysctls` by path below /proc/sys; `ruleset`: nft's JSON objects; `iptables`: outputs of iptables-save."""
+    """`sysctls` by path below /proc/sys; `ruleset`: nft's JSON objects; `iptables`: outputs of
+    iptables-save."""
 
     netns_cookie: int
     devices: Mapping[str, Device] = field(default_factory=dict)

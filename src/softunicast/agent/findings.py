@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the agent found on the host and will not change: pure, from facts.
 
-A finding is advice, never an error: slices hold whatever the host's firewall does, because forwarded flows never meet
-it and the guard stands behind it. But an operator wants to know why answers to *sockets* die in a `ct state` firewall.
+A finding is advice, never an error: slices hold whatever the host's firewall does, because forwarded flows
+never meet it and the guard stands behind it. But an operator wants to know why answers to *sockets* die in a
+`ct state` firewall.
 
 Why each matters:
 
-- Packets of slice addresses are untracked (our `notrack` rules), so `ct state established accept` never matches them
-  (nf_conntrack: state UNTRACKED). A firewall that ends in drop needs one more rule.
+- Packets of slice addresses are untracked (our `notrack` rules), so `ct state established accept` never
+  matches them (nf_conntrack: state UNTRACKED). A firewall that ends in drop needs one more rule.
 - `masquerade` and `snat` need conntrack, so they do not touch untracked packets; said so that nobody wonders.
-- `ip_local_reserved_ports` over a slice: a socket's automatic port choice fails there (EADDRNOTAVAIL). Hooks that
-  choose themselves are not concerned, programs with IP_LOCAL_PORT_RANGE are.
-- Without TCP timestamps a port in TIME_WAIT cannot be used again after one second (RFC 6191), only after sixty.
+- `ip_local_reserved_ports` over a slice: a socket's automatic port choice fails there (EADDRNOTAVAIL). Hooks
+  that choose themselves are not concerned, programs with IP_LOCAL_PORT_RANGE are.
+- Without TCP timestamps a port in TIME_WAIT cannot be used again after one second (RFC 6191), only after
+  sixty.
 - Strict reverse-path filtering drops answers that come in by another uplink than the one to their sender.
 - Answers for other nodes are carried in 32 more bytes (IPv4 20, UDP 8, GUE 4); 52 with an IPv6 underlay.
 """
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -54,18 +55,29 @@ class Subject:
 
 def find(subject: Subject, facts: Facts) -> list[Finding]:
     """All findings, sorted."""
-    return sorted({*_devices(subject, facts), *_sysctls(subject, facts), *_routes(subject, facts),
-                   *_firewalls(subject, facts)})
+    return sorted(
+        {
+            *_devices(subject, facts),
+            *_sysctls(subject, facts),
+            *_routes(subject, facts),
+            *_firewalls(subject, facts),
+        }
+    )
 
 
 def _devices(subject: Subject, facts: Facts) -> Iterator[Finding]:
     for name, device in subject.onramps.items():
         if device not in facts.devices:
-            yield Finding("onramp-missing", f"on-ramp {name}: no device {device}; it is attached when it appears")
+            yield Finding(
+                "onramp-missing", f"on-ramp {name}: no device {device}; it is attached when it appears"
+            )
     carrier = facts.device_of(subject.underlay)
     if carrier is None:
-        yield Finding("underlay-missing", f"underlay address {subject.underlay} is on no device; other nodes cannot "
-                                          "carry answers here until it is")
+        yield Finding(
+            "underlay-missing",
+            f"underlay address {subject.underlay} is on no device; other nodes cannot "
+            "carry answers here until it is",
+        )
         return
     overhead = GUE_OVERHEAD_V6_BYTES if ":" in subject.underlay else GUE_OVERHEAD_V4_BYTES
     for uplink in subject.uplinks:
@@ -73,24 +85,34 @@ def _devices(subject: Subject, facts: Facts) -> Iterator[Finding]:
         if device_ is not None and carrier.mtu < device_.mtu + overhead:
             yield Finding(
                 "underlay-mtu",
-                f"underlay device {carrier.name} has MTU {carrier.mtu}, uplink {uplink} {device_.mtu}: full-sized "
-                f"answers to another node do not fit; raise {carrier.name} to {device_.mtu + overhead}, or announce "
+                f"underlay device {carrier.name} has MTU {carrier.mtu}, uplink {uplink} {device_.mtu}: "
+                f"full-sized answers to another node do not fit; raise {carrier.name} to "
+                f"{device_.mtu + overhead}, or announce "
                 f"a smaller MSS (advmss {device_.mtu - overhead - 40})",
             )
 
 
 def _sysctls(subject: Subject, facts: Facts) -> Iterator[Finding]:
     if facts.sysctls.get("net/ipv4/tcp_timestamps") == "0":
-        yield Finding("tcp-timestamps", "net.ipv4.tcp_timestamps=0: ports in TIME_WAIT rest for a minute instead of "
-                                        "a second; set it to 1")
+        yield Finding(
+            "tcp-timestamps",
+            "net.ipv4.tcp_timestamps=0: ports in TIME_WAIT rest for a minute instead of "
+            "a second; set it to 1",
+        )
     reserved = facts.sysctls.get("net/ipv4/ip_local_reserved_ports", "").strip()
     if reserved and (hit := _overlap(reserved, subject.ports)):
-        yield Finding("reserved-ports", f"net.ipv4.ip_local_reserved_ports={reserved} covers ports {hit} of a slice: "
-                                        "programs that choose ports themselves fail there; take them out")
+        yield Finding(
+            "reserved-ports",
+            f"net.ipv4.ip_local_reserved_ports={reserved} covers ports {hit} of a slice: "
+            "programs that choose ports themselves fail there; take them out",
+        )
     for device in ("all", *subject.uplinks):
         if facts.sysctls.get(f"net/ipv4/conf/{device}/rp_filter") == "1":
-            yield Finding("rp-filter", f"net.ipv4.conf.{device}.rp_filter=1 (strict): answers that come in by another "
-                                       f"uplink than the route to their sender are dropped; the agent sets the uplinks' own to 2 (loose)")
+            yield Finding(
+                "rp-filter",
+                f"net.ipv4.conf.{device}.rp_filter=1 (strict): answers that come in by another "
+                "uplink than the route to their sender are dropped; the agent sets the uplinks' own to 2",
+            )
 
 
 def _overlap(reserved: str, ports: Iterable[tuple[int, int]]) -> str:
@@ -108,12 +130,18 @@ def _routes(subject: Subject, facts: Facts) -> Iterator[Finding]:
         defaults = [route for route in facts.defaults if route.version == version]
         ours = [route for route in defaults if any(hop.device in subject.uplinks for hop in route.hops)]
         if not ours:
-            yield Finding("no-default-route", f"no IPv{version} default route by an uplink ({', '.join(subject.uplinks)}): "
-                                              "packets from slices are unreachable until there is one")
+            yield Finding(
+                "no-default-route",
+                f"no IPv{version} default route by an uplink ({', '.join(subject.uplinks)}): "
+                "packets from slices are unreachable until there is one",
+            )
         elif len(defaults) > 1:
             lines = "; ".join(" ".join(str(hop) for hop in route.hops) for route in defaults)
-            yield Finding("several-default-routes", f"several IPv{version} default routes ({lines}): slices use those by "
-                                                    f"an uplink, in the order of their metrics")
+            yield Finding(
+                "several-default-routes",
+                f"several IPv{version} default routes ({lines}): slices use those by "
+                f"an uplink, in the order of their metrics",
+            )
 
 
 def _firewalls(subject: Subject, facts: Facts) -> Iterator[Finding]:
@@ -122,10 +150,16 @@ def _firewalls(subject: Subject, facts: Facts) -> Iterator[Finding]:
         yield from _iptables(subject, text)
 
 
-def _advice(subject: Subject, what: str) -> str:
-    addresses = ", ".join(sorted(subject.addresses, key=lambda text: ipaddress.ip_address(text).packed))
-    return (f"{what} relies on `ct state` for input; packets of slices are untracked, so answers to sockets need a rule "
-            f"before it: daddr {{ {addresses} }} ct state untracked accept")
+def _advice(subject: Subject, what: str, rule: Mapping[int, str]) -> str:
+    remedies = []
+    for version, text in rule.items():
+        addresses = [address for address in subject.addresses if (":" in address) == (version == 6)]
+        if addresses:
+            remedies.append(text.format(", ".join(addresses), ",".join(addresses)))
+    return (
+        f"{what} relies on `ct state` for input, and packets of slices are untracked: answers to sockets need a rule "
+        f"before it: {' ; '.join(remedies)}"
+    )
 
 
 def _nft(subject: Subject, ruleset: Iterable[Mapping[str, Any]]) -> Iterator[Finding]:
@@ -153,11 +187,16 @@ def _nft(subject: Subject, ruleset: Iterable[Mapping[str, Any]]) -> Iterator[Fin
         where = f"nft {family} {table} {chain}"
         text = _keys(rule.get("expr", ()))
         if place in at_input and "ct state" in text and not text & {"untracked"}:
-            yield Finding("ct-state-firewall", _advice(subject, where))
+            remedy = f"nft insert rule {family} {table} {chain}"
+            rules_ = {4: remedy + " ip daddr {{ {0} }} accept", 6: remedy + " ip6 daddr {{ {0} }} accept"}
+            yield Finding("ct-state-firewall", _advice(subject, where, rules_))
         for verb in ("masquerade", "snat"):
             if place in at_postrouting and verb in text:
-                yield Finding("nat", f"{where} has {verb}: it does not touch packets of slices (untracked), only the "
-                                     "node's other traffic")
+                yield Finding(
+                    "nat",
+                    f"{where} has {verb}: it does not touch packets of slices (untracked), only the "
+                    "node's other traffic",
+                )
 
 
 def _reachable(
@@ -198,10 +237,18 @@ def _iptables(subject: Subject, text: str) -> Iterator[Finding]:
         if not line.startswith("-A "):
             continue
         chain = line.split()[1]
-        if table == "filter" and chain != "FORWARD" and chain != "OUTPUT" and (
-            "--ctstate" in line or "-m state" in line
+        if (
+            table == "filter"
+            and chain != "FORWARD"
+            and chain != "OUTPUT"
+            and ("--ctstate" in line or "-m state" in line)
         ):
-            yield Finding("ct-state-firewall", _advice(subject, f"iptables {table} {chain}"))
+            remedy = f"-I {chain} -m conntrack --ctstate UNTRACKED -d {{1}} -j ACCEPT"
+            rules = {4: f"iptables {remedy}", 6: f"ip6tables {remedy}"}
+            yield Finding("ct-state-firewall", _advice(subject, f"iptables {table} {chain}", rules))
         if table == "nat" and ("-j MASQUERADE" in line or "-j SNAT" in line):
-            yield Finding("nat", f"iptables nat {chain} has {line.rsplit('-j ', 1)[1]}: it does not touch packets of "
-                                 "slices (untracked), only the node's other traffic")
+            yield Finding(
+                "nat",
+                f"iptables nat {chain} has {line.rsplit('-j ', 1)[1]}: it does not touch packets of "
+                "slices (untracked), only the node's other traffic",
+            )

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Devices, addresses, rules and routes of the current network namespace, over rtnetlink.
 
-Slice addresses go on lo with scope host (IPv4) or deprecated (IPv6, preferred lifetime 0) and without duplicate address
-detection: a program may bind them, but the kernel never picks one by itself as a source (net/ipv4/devinet.c
-inet_select_addr wants ifa_scope <= the destination's; RFC 6724 section 5 rule 3).
+Slice addresses go on lo with scope host (IPv4) or deprecated (IPv6, preferred lifetime 0) and without
+duplicate address detection: a program may bind them, but the kernel never picks one by itself as a source
+(net/ipv4/devinet.c inet_select_addr wants ifa_scope <= the destination's; RFC 6724 section 5 rule 3).
 
-Dumps ask for strict checking (NETLINK_GET_STRICT_CHK) so that the kernel filters by table. Only this module uses
-pyroute2 in the agent; the library has no type hints, hence the Any at its edge.
+Dumps ask for strict checking (NETLINK_GET_STRICT_CHK) so that the kernel filters by table. Only this module
+uses pyroute2 in the agent; the library has no type hints, hence the Any at its edge.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def _naming(what: str, *ignored: int) -> Iterator[None]:
         yield
     except NetlinkError as error:
         if error.code not in ignored:
-            raise KernelError(f"{what}: {error.args[1] if len(error.args) > 1 else error}", errno=error.code) from error
+            raise KernelError(
+                f"{what}: {error.args[1] if len(error.args) > 1 else error}", errno=error.code
+            ) from error
     except OSError as error:
         raise KernelError(f"{what}: {error.strerror or error}", errno=error.errno or 0) from error
 
@@ -72,7 +74,9 @@ class Netlink:
         found = {}
         for link in links:
             name, index = link.get("ifname"), link["index"]
-            found[name] = Device(name, index, int(link.get("mtu") or 0), link["ifi_type"], tuple(addresses.get(index, ())))
+            found[name] = Device(
+                name, index, int(link.get("mtu") or 0), link["ifi_type"], tuple(addresses.get(index, ()))
+            )
         return found
 
     def _routes(self, version: int, table: int) -> Iterator[tuple[Route, bool]]:
@@ -83,7 +87,10 @@ class Netlink:
             hops = message.get("multipath") or [message]
             reachable = message["type"] == _RTN_UNICAST
             metric = int(message.get("priority") or 0)
-            yield Route(version, metric, tuple(_hop(hop, names) for hop in hops) if reachable else (), table), reachable
+            yield (
+                Route(version, metric, tuple(_hop(hop, names) for hop in hops) if reachable else (), table),
+                reachable,
+            )
 
     def default_routes(self) -> tuple[DefaultRoute, ...]:
         """The default routes of the main table, both families, by metric."""
@@ -116,7 +123,11 @@ class Netlink:
         """Addresses on lo with their prefix lengths."""
         with _naming("list addresses of lo"):
             return frozenset(
-                f"{ipaddress.ip_address(message.get('local') or message.get('address'))}/{message['prefixlen']}"
+                str(
+                    ipaddress.ip_interface(
+                        (message.get("local") or message.get("address"), message["prefixlen"])
+                    )
+                )
                 for message in self._ipr.get_addr(index=1)
             )
 
@@ -160,13 +171,25 @@ class Netlink:
         else:
             arguments["multipath"] = [_hop_arguments(hop, route.version) for hop in route.hops]
         with _naming(f"set {route}"):
-            self._ipr.route("replace", family=_FAMILIES[route.version], dst=_ANY[route.version], table=route.table,
-                            priority=route.metric, **arguments)
+            self._ipr.route(
+                "replace",
+                family=_FAMILIES[route.version],
+                dst=_ANY[route.version],
+                table=route.table,
+                priority=route.metric,
+                **arguments,
+            )
 
     def delete_route(self, route: Route) -> None:
         with _naming(f"delete {route}", errno.ESRCH):
-            self._ipr.route("del", family=_FAMILIES[route.version], dst=_ANY[route.version], table=route.table,
-                            priority=route.metric, **({} if route.hops else {"type": "unreachable"}))
+            self._ipr.route(
+                "del",
+                family=_FAMILIES[route.version],
+                dst=_ANY[route.version],
+                table=route.table,
+                priority=route.metric,
+                **({} if route.hops else {"type": "unreachable"}),
+            )
 
 
 def _hop(message: Any, names: dict[int, str]) -> NextHop:

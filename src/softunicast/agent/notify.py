@@ -8,7 +8,8 @@ import socket
 
 
 def notify(*lines: str) -> bool:
-    """Send lines such as READY=1, WATCHDOG=1, STOPPING=1, STATUS=text. False: nobody asked, or nobody listens."""
+    """Send lines such as READY=1, WATCHDOG=1, STOPPING=1, STATUS=text. False: nobody asked, or nobody
+    listens."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return False
@@ -24,7 +25,8 @@ def notify(*lines: str) -> bool:
 
 
 def watchdog_s() -> float | None:
-    """How often systemd wants to hear from us, in seconds; half of what it allows. None: it does not watch."""
+    """How often systemd wants to hear from us, in seconds; half of what it allows. None: it does not
+    watch."""
     allowed_us = os.environ.get("WATCHDOG_USEC", "")
     owner = os.environ.get("WATCHDOG_PID", str(os.getpid()))
     if not allowed_us.isdigit() or owner != str(os.getpid()):

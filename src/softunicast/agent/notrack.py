@@ -1,33 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """The nft table `inet softunicast`: packets of slice addresses are untracked, both ways.
 
-Two chains at priority raw (-300), before conntrack (-200): answers in prerouting, sockets' packets in output. The
-addresses are in two sets, so that a change of slices replaces elements and never a rule. The whole table is replaced in
-one nft transaction: no packet sees it half done.
+Two chains at priority raw (-300), before conntrack (-200): answers in prerouting, sockets' packets in output.
+The addresses are in two sets, so that a change of slices replaces elements and never a rule. The whole table
+is replaced in one nft transaction: no packet sees it half done.
 
     table inet softunicast {
-        set slices4 { type ipv4_addr; }            set slices6 { type ipv6_addr; }
-        chain prerouting { type filter hook prerouting priority raw; ip daddr @slices4 notrack; ... saddr ... }
-        chain output { type filter hook output priority raw; ip saddr @slices4 notrack; ... daddr ... }
+        set slices4 { type ipv4_addr; }            set slices6 { type ipv6_addr; } chain prerouting { type
+        filter hook prerouting priority raw; ip daddr @slices4 notrack; ... saddr ... } chain output { type
+        filter hook output priority raw; ip saddr @slices4 notrack; ... daddr ... }
     }
 
-Rendering and reading are pure; `run` is the one door to the nft program.
+Rendering and reading are pure.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import json
-import subprocess
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from softunicast.agent.resources import NFT_TABLE, Notrack
-from softunicast.errors import KernelError
+from softunicast.kernel import nft
 
 _CHAINS: Final = {"prerouting": ("daddr", "saddr"), "output": ("saddr", "daddr")}
 _SETS: Final = {"ip": ("slices4", "ipv4_addr"), "ip6": ("slices6", "ipv6_addr")}
-TIMEOUT_S: Final = 20
 
 
 def render(notrack: Notrack) -> str:
@@ -35,10 +32,14 @@ def render(notrack: Notrack) -> str:
     lines = [f"add table inet {NFT_TABLE}", f"delete table inet {NFT_TABLE}", f"table inet {NFT_TABLE} {{"]
     for (name, type_), addresses in zip(_SETS.values(), (notrack.v4, notrack.v6), strict=True):
         elements = ", ".join(sorted(addresses))
-        lines.append(f"  set {name} {{ type {type_}; {f'elements = {{ {elements} }};' if elements else ''} }}")
+        lines.append(
+            f"  set {name} {{ type {type_}; {f'elements = {{ {elements} }};' if elements else ''} }}"
+        )
     for chain, fields in _CHAINS.items():
         lines.append(f"  chain {chain} {{ type filter hook {chain} priority raw; policy accept;")
-        lines += [f"    {family} {field} @{name} notrack" for family, (name, _) in _SETS.items() for field in fields]
+        lines += [
+            f"    {family} {field} @{name} notrack" for family, (name, _) in _SETS.items() for field in fields
+        ]
         lines.append("  }")
     lines.append("}")
     return "\n".join(lines) + "\n"
@@ -54,16 +55,22 @@ def _expected_rules() -> list[tuple[str, str, str, str]]:
 
 
 def read(ruleset: Iterable[Mapping[str, Any]]) -> Notrack | None:
-    """The table as nft's JSON shows it; None when it is not there or not as `render` makes it (then it is replaced)."""
+    """The table as nft's JSON shows it; None when it is not there or not as `render` makes it (then it is
+    replaced)."""
     sets: dict[str, frozenset[str]] = {}
     rules: list[tuple[str, str, str, str]] = []
     chains: set[tuple[str, str, int]] = set()
     for item in ruleset:
         for kind, value in item.items():
-            if not isinstance(value, Mapping) or (value.get("family"), value.get("table")) != ("inet", NFT_TABLE):
+            if not isinstance(value, Mapping) or (value.get("family"), value.get("table")) != (
+                "inet",
+                NFT_TABLE,
+            ):
                 continue
             if kind == "set":
-                sets[value["name"]] = frozenset(str(ipaddress.ip_address(text)) for text in value.get("elem", ()))
+                sets[value["name"]] = frozenset(
+                    str(ipaddress.ip_address(text)) for text in value.get("elem", ())
+                )
             elif kind == "chain":
                 chains.add((value["name"], value.get("hook", ""), value.get("prio", 0)))
             elif kind == "rule":
@@ -87,32 +94,11 @@ def _rule(expression: Any) -> tuple[str, str, str]:
     return "", "", ""
 
 
-def run(*arguments: str, script: str | None = None) -> str:
-    """Run nft in the current namespace and return what it printed; KernelError when it fails or is missing."""
-    command = ["nft", *arguments]
-    try:
-        done = subprocess.run(command, input=script, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    except FileNotFoundError as error:
-        raise KernelError("nft: not found; install nftables") from error
-    except subprocess.TimeoutExpired as error:
-        raise KernelError(f"nft {' '.join(arguments)}: no answer within {TIMEOUT_S} s") from error
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["failed"])[0]
-        raise KernelError(f"nft {' '.join(arguments)}: {reason}", log=done.stderr)
-    return done.stdout
-
-
-def ruleset() -> tuple[Mapping[str, Any], ...]:
-    """All tables of the current namespace, as nft's JSON objects."""
-    text = run("-j", "list", "ruleset")
-    return tuple(json.loads(text)["nftables"]) if text.strip() else ()
-
-
 def replace(notrack: Notrack) -> None:
-    """Replace the table, atomically."""
-    run("-f", "-", script=render(notrack))
+    """Replace the table, atomically. KernelError."""
+    nft.run(render(notrack))
 
 
-def delete() -> None:
-    """Remove the table; it need not be there."""
-    run("-f", "-", script=f"add table inet {NFT_TABLE}\ndelete table inet {NFT_TABLE}\n")
+def delete() -> bool:
+    """Remove the table; False when there was none."""
+    return nft.delete_table("inet", NFT_TABLE)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent's operations: each prints as one line, and applies itself to a `Machine`.
 
-An operation is idempotent: done twice it changes nothing the second time, so that a run that broke off halfway is
-completed by the next one. Operations know nothing of Linux; `Machine` does (agent.machine implements it, tests fake it).
+An operation is idempotent: done twice it changes nothing the second time, so that a run that broke off
+halfway is completed by the next one. Operations know nothing of Linux; `Machine` does (agent.machine
+implements it, tests fake it).
 """
 
 from __future__ import annotations
@@ -204,7 +205,11 @@ class SetReady:
     ready: bool
 
     def __str__(self) -> str:
-        return "open: fish may claim" if self.ready else "close: fish may not claim until living sockets are adopted"
+        return (
+            "open: fish may claim"
+            if self.ready
+            else "close: fish may not claim until living sockets are adopted"
+        )
 
     def apply(self, machine: Machine) -> None:
         machine.set_ready(self.ready)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the agent puts into the kernel, as values: the common words of desired and observed state.
 
-Every type here is frozen and comparable, so that `diff` is a comparison of two `Resources` and nothing else. None of
-them touches the machine.
+Every type here is frozen and comparable, so that `diff` is a comparison of two `Resources` and nothing else.
+None of them touches the machine.
 
-Links are named by role and ifindex (`guard-3`), never by the device's name: bpffs refuses dots in names and devices are
-renamed while they live.
+Links are named by role and ifindex (`guard-3`), never by the device's name: bpffs refuses dots in names and
+devices are renamed while they live.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 TABLE: Final = 1717
-"""Routing table and rule priority for packets from slice addresses; everything in that table is the agent's."""
+"""Routing table and rule priority for packets from slice addresses; everything in that table is the
+agent's."""
 
 NFT_TABLE: Final = "softunicast"
 
@@ -42,7 +43,8 @@ class Attachment:
     def __str__(self) -> str:
         if self.hook is Hook.CGROUP:
             return f"{self.program} at the root cgroup"
-        return f"{self.program} at {self.hook.value} of {self.device or 'a device that is gone'} ({self.ifindex})"
+        device = self.device or "a device that is gone"
+        return f"{self.program} at {self.hook.value} of {device} ({self.ifindex})"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -85,7 +87,12 @@ class Route:
         if len(self.hops) == 1:
             target = str(self.hops[0])
         kind = "" if self.hops else "unreachable "
-        return f"ip -{self.version} route {kind}default {target}{' ' if target else ''}table {self.table} metric {self.metric}"
+        parts = (
+            f"ip -{self.version} route {kind}default",
+            target,
+            f"table {self.table} metric {self.metric}",
+        )
+        return " ".join(part for part in parts if part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +121,9 @@ Tables = Mapping[str, Mapping[bytes, bytes]]
 class Resources:
     """Everything outside the maps that the agent owns in one namespace, as wanted or as found.
 
-    `links` by pin name; `addresses` are on lo, with prefix length; `sysctls` by path below /proc/sys, and only those
-    the agent cares about; `notrack` None: no such table; `files` by name in the run folder; `tables` the maps' contents,
-    where an array's element that is all zeros is left out.
+    `links` by pin name; `addresses` are on lo, with prefix length; `sysctls` by path below /proc/sys, and
+    only those the agent cares about; `notrack` None: no such table; `files` by name in the run folder;
+    `tables` the maps' contents, where an array's element that is all zeros is left out.
     """
 
     tables: Tables = field(default_factory=dict)

@@ -2,11 +2,12 @@
 """The cookies of all TCP and UDP sockets of this network namespace.
 
 A SOCKET claim names its owner by the socket's cookie; sock_diag shows the same cookie (net/core/sock_diag.c,
-sock_diag_save_cookie and bpf_get_socket_cookie both read sk_cookie). MPTCP connections show twice: the subflows under
-TCP, the connection itself under MPTCP.
+sock_diag_save_cookie and bpf_get_socket_cookie both read sk_cookie). MPTCP connections show twice: the
+subflows under TCP, the connection itself under MPTCP.
 
-    request  nlmsghdr 16 | inet_diag_req_v2: family u8, protocol u8, ext u8, pad u8, states u32, inet_diag_sockid 48
-    answer   nlmsghdr 16 | inet_diag_msg: family, state, timer, retrans u8 | sport, dport be16 | src 16 | dst 16 |
+    request  nlmsghdr 16 | inet_diag_req_v2: family u8, protocol u8, ext u8, pad u8, states u32,
+    inet_diag_sockid 48 answer   nlmsghdr 16 | inet_diag_msg: family, state, timer, retrans u8 | sport, dport
+    be16 | src 16 | dst 16 |
                            ifindex u32 | cookie 2 x u32 | ...
 
 Sources: include/uapi/linux/inet_diag.h, sock_diag.h; net/ipv4/inet_diag.c.
@@ -39,12 +40,14 @@ _PROTOCOLS: Final = (socket.IPPROTO_TCP, socket.IPPROTO_UDP, _IPPROTO_MPTCP)
 def cookies() -> frozenset[int]:
     """Cookies of all TCP, UDP and MPTCP sockets, of both families. KernelError when the dump fails.
 
-    A socket that is born or dies during the dump may or may not be in it; a caller who deletes on absence asks twice.
-    Bound TCP sockets that are neither connected nor listening are not shown by the kernel.
+    A socket that is born or dies during the dump may or may not be in it; a caller who deletes on absence
+    asks twice. Bound TCP sockets that are neither connected nor listening are not shown by the kernel.
     """
     found: set[int] = set()
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as link:
+        with socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG
+        ) as link:
             link.settimeout(10)
             for family in (socket.AF_INET, socket.AF_INET6):
                 for protocol in _PROTOCOLS:

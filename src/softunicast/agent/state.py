@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """node.json: what the agent knows about its node that neither plan nor kernel can tell.
 
-One file a node, /run/softunicast/<node>/node.json, beside the copies of plan and bindings that the kernel's maps were
-filled from. Written atomically (temporary file, fsync, rename) *before* the first change to the kernel, and again
-after the last, so that `agent uninstall` finds what to put back even after a kill in the middle. It is lost with the
-tmpfs at reboot, like everything it describes.
+One file a node, /run/softunicast/<node>/node.json, beside the copies of plan and bindings that the kernel's
+maps were filled from. Written atomically (temporary file, fsync, rename) *before* the first change to the
+kernel, and again after the last, so that `agent uninstall` finds what to put back even after a kill in the
+middle. It is lost with the tmpfs at reboot, like everything it describes.
 
 Readers: the agent; `softunicast slices|flows|counters|drops|explain|run` for names and indices;
 `kernel.nodes.find_node` for `netns_cookie`. Unknown fields are refused by `format`, not guessed.
@@ -41,7 +41,8 @@ FORMAT: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class SliceState:
-    """A slice this node holds. `index`: its place in the map `slices`; `slice`: text, as Slice.parse reads it."""
+    """A slice this node holds. `index`: its place in the map `slices`; `slice`: text, as Slice.parse reads
+    it."""
 
     index: int
     slice: str
@@ -53,7 +54,8 @@ class SliceState:
 class OnrampState:
     """An on-ramp. `id`: its place in `onramps`; `ifindex` 0: the device is not there (yet).
 
-    `generation` grows when ifindex, sources or policy change (`fingerprint` tells); claims of older ones are dead.
+    `generation` grows when ifindex, sources or policy change (`fingerprint` tells); claims of older ones are
+    dead.
     """
 
     id: int
@@ -113,7 +115,8 @@ class NodeState:
 
 
 def loads(text: str, path: Path) -> NodeState:
-    """Parse node.json; KernelError when it is not one (then `agent uninstall` and a new start are the way out)."""
+    """Parse node.json; KernelError when it is not one (then `agent uninstall` and a new start are the way
+    out)."""
     remedy = "stop the agent, `softunicast agent uninstall`, and start it again"
     try:
         raw: dict[str, Any] = json.loads(text)
@@ -139,7 +142,8 @@ def load(path: Path) -> NodeState | None:
 
 
 def write_atomically(path: Path, text: str) -> bool:
-    """Write `text` to `path` by rename; readers see the old file or the new one. False: it was the same, untouched."""
+    """Write `text` to `path` by rename; readers see the old file or the new one. False: it was the same,
+    untouched."""
     try:
         if path.read_text(encoding="utf-8") == text:
             return False

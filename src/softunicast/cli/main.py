@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The root of the command line.
 
-Verbs are found by module: `softunicast VERB` imports `softunicast.cli.VERB` and runs the click command of the same
-name in it, so that `softunicast plan` does not pay for what `softunicast lab` imports.
+Verbs are found by module: `softunicast VERB` imports `softunicast.cli.VERB` and runs the click command of the
+same name in it, so that `softunicast plan` does not pay for what `softunicast lab` imports.
 
-Exit status: 0 done; 1 the kernel or the machine refused; 2 the plan, the bindings or the arguments are wrong (then
-nothing was changed). Errors are one line on stderr, `softunicast: what, where, what to do next`. A verb that runs
-another program (`run`) passes its status on with `ctx.exit(status)`.
+Exit status: 0 done; 1 the kernel or the machine refused; 2 the plan, the bindings or the arguments are wrong
+(then nothing was changed). Errors are one line on stderr, `softunicast: what, where, what to do next`. A verb
+that runs another program (`run`) passes its status on with `ctx.exit(status)`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def _one_line(error: click.ClickException) -> str:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line (without the program's name) and return its exit status; never raises SystemExit itself."""
+    """Run one command line (without the program's name) and return its exit status; never raises SystemExit
+    itself."""
     try:
         result = cli.main(args=arguments, prog_name="softunicast", standalone_mode=False)
     except SoftunicastError as error:

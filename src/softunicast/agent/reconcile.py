@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One reconciliation: read the files, look at the kernel, decide, do.
+
+`decide` changes nothing and is what --dry-run shows; `carry_out` applies the operations in order and stops at
+the first that fails, telling what is left. The door for fish stays as it was before (closed, when it had not
+been open), so a node that is half done refuses rather than leaks; running again completes it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from softunicast.agent import desired, observed
+from softunicast.agent.diff import Desired, Observed, diff
+from softunicast.agent.findings import Finding, find
+from softunicast.agent.machine import Machine, objects_digest
+from softunicast.agent.operations import Operation
+from softunicast.agent.state import load
+from softunicast.errors import KernelError, SoftunicastError, UsageError
+from softunicast.kernel import netns, nodes
+from softunicast.model.binding import Bindings, check_bindings, load_bindings
+from softunicast.model.plan import Plan, load_plan
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Plan and bindings, as text and as meant."""
+
+    plan_text: str
+    bindings_text: str
+    plan: Plan
+    bindings: Bindings
+
+    @classmethod
+    def read(cls, plan: Path, bindings: Path) -> Inputs:
+        """Read and check both files. UsageError, PlanError."""
+        plan_text, bindings_text = _text(plan, "--plan"), _text(bindings, "--bindings")
+        parsed = load_plan(plan_text, str(plan))
+        bound = load_bindings(bindings_text, str(bindings))
+        check_bindings(parsed, bound)
+        return cls(plan_text, bindings_text, parsed, bound)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The copies kept in the run folder."""
+        return {"plan.yaml": self.plan_text, "bindings.yaml": self.bindings_text}
+
+
+def _text(path: Path, option: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{option} {path}: {error.strerror}; name a file that can be read") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{option} {path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What is wanted, what is there, what to do, and what else was found."""
+
+    desired: Desired
+    observed: Observed
+    operations: tuple[Operation, ...]
+    findings: tuple[Finding, ...]
+
+
+def decide(machine: Machine, inputs: Inputs) -> Decision:
+    """Look and compare; changes nothing. UsageError when no operation may lead from here to there."""
+    inputs.plan.node(machine.node)
+    last = load(machine.run / "node.json")
+    facts = observed.facts(machine)
+    _alone(machine.node, facts.netns_cookie)
+    want = desired.desired(
+        inputs.plan,
+        inputs.bindings,
+        machine.node,
+        facts,
+        objects_digest(),
+        last,
+        inputs.files,
+        int(time.time()),
+    )
+    have = observed.observe(machine, want, facts)
+    findings = find(desired.subject(inputs.plan, inputs.bindings, machine.node, facts), facts)
+    return Decision(want, have, tuple(diff(want, have)), tuple(findings))
+
+
+def _alone(node: str, cookie: int) -> None:
+    """Two nodes in one namespace would fight over addresses and hooks."""
+    for path in sorted(nodes.RUN.glob("*/node.json")):
+        other = load(path)
+        if other is not None and other.node != node and other.netns_cookie == cookie:
+            raise UsageError(
+                f"--node {node}: node {other.node} runs in this network namespace already; "
+                f"`softunicast agent uninstall --node {other.node}` first, or start in another namespace"
+            )
+
+
+def carry_out(machine: Machine, operations: tuple[Operation, ...], done: Callable[[Operation], None]) -> None:
+    """Apply in order; `done` is called after each. KernelError names the operation that failed and what is
+    left."""
+    for position, operation in enumerate(operations):
+        try:
+            operation.apply(machine)
+        except (SoftunicastError, OSError) as error:
+            left = len(operations) - position
+            raise KernelError(
+                f"{operation}: {error}; {position} of {len(operations)} operations are done, {left} left: "
+                "mend this and run the agent again",
+                errno=getattr(error, "errno", 0) or 0,
+                log=getattr(error, "log", ""),
+            ) from error
+        done(operation)
+
+
+@contextmanager
+def locked(node: str) -> Iterator[None]:
+    """Be the only agent of this node. UsageError names the other one's pid."""
+    folder = nodes.run_dir(node)
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    path = folder / "agent.lock"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            pid = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
+            raise UsageError(
+                f"node {node}: its agent runs already (pid {pid}); stop it first: "
+                f"systemctl stop softunicast-agent@{node}"
+            ) from error
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+def namespace_of(cookie: int) -> str | None:
+    """'' when the current namespace has this cookie, the name of a named one that has it, None when none
+    does."""
+    if netns.cookie() == cookie:
+        return ""
+    for name in netns.names():
+        try:
+            with netns.enter(name):
+                if netns.cookie() == cookie:
+                    return name
+        except SoftunicastError:
+            continue
+    return None

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Housekeeping: what the data plane can do without, but not for ever.
+
+- `su_sweep` reaps expired claims (the clock hand only moves when something is inserted).
+- A SOCKET claim never expires by time. Should its socket be gone without the hooks having seen it (a cgroup
+  link detached by hand, for example), the claim would stay: the cookies of all living sockets are compared,
+  and a claim that missed twice in a row in the same generation is turned into LINGER by `su_release`, which
+  checks the word again.
+- Folders of `softunicast run` that are empty twice in a row, their policies, and `control.policies`.
+
+Nothing here ever deletes a claim from userspace: the programs do, after winning its word.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from softunicast.agent import sock_diag
+from softunicast.agent.machine import CONTROL_KEY, Machine
+from softunicast.errors import KernelError
+from softunicast.kernel import abi, nodes
+from softunicast.kernel.abi_util import word_generation, word_state
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What one sweep did; all zeros when nothing was to do."""
+
+    seen: int = 0
+    reaped: int = 0
+    released: int = 0
+    cgroups: int = 0
+
+
+@dataclass(slots=True)
+class Sweeper:
+    """Remembers from one sweep to the next what was missing."""
+
+    machine: Machine
+    _missing: dict[bytes, int] = field(default_factory=dict)
+    _empty: set[int] = field(default_factory=set)
+    _idle: bool = False
+
+    def sweep(self) -> Swept:
+        """One round. KernelError when the maps are not there."""
+        seen, reaped = self._expired()
+        return Swept(seen, reaped, self._orphans(), self._cgroups())
+
+    def _expired(self) -> tuple[int, int]:
+        with self.machine.program("su_sweep") as program:
+            answer = abi.SweepArgs.unpack(program.test_run(ctx=abi.SweepArgs().pack()).ctx)
+        return answer.seen, answer.reaped
+
+    def _orphans(self) -> int:
+        # Claims first, sockets second: a claim is older than the list it is looked up in.
+        claims = {}
+        for key, value in self.machine.map("flows").items():
+            claim = abi.Claim.unpack(value)
+            if claim.kind == abi.Kind.SOCKET and word_state(claim.word) in (abi.State.NEW, abi.State.OPEN):
+                claims[key] = claim
+        if not claims:
+            self._missing.clear()
+            return 0
+        alive = sock_diag.cookies()
+        orphans = {key: claim for key, claim in claims.items() if claim.owner not in alive}
+        released = 0
+        with self.machine.program("su_release") as program:
+            for key, claim in orphans.items():
+                if self._missing.get(key) != word_generation(claim.word):
+                    continue
+                arguments = abi.ReleaseArgs(
+                    flow=abi.Flow.unpack(key), word=claim.word, owner=claim.owner, linger=1
+                )
+                answer = abi.ReleaseArgs.unpack(program.test_run(ctx=arguments.pack()).ctx)
+                released += answer.result == 0
+        self._missing = {key: word_generation(claim.word) for key, claim in orphans.items()}
+        return released
+
+    def _cgroups(self) -> int:
+        policies = self.machine.map("cgroups")
+        folder = nodes.cgroup_dir(self.machine.node)
+        empty: dict[int, Path] = {}
+        for path in folder.path.iterdir() if folder.exists else ():
+            if path.is_dir() and "populated 0" in (path / "cgroup.events").read_text():
+                empty[path.stat().st_ino] = path
+        removed = 0
+        for number, path in empty.items():
+            if number not in self._empty:
+                continue
+            try:
+                path.rmdir()
+            except OSError:
+                # Somebody moved in meanwhile, or there are folders below: not empty after all.
+                continue
+            policies.delete(number.to_bytes(8, sys.byteorder))
+            removed += 1
+        self._empty = set(empty)
+        self._recount()
+        return removed
+
+    def _recount(self) -> None:
+        """control.policies says whether hooks need to look at all: raised at once, lowered to 0 only when it
+        was idle twice, and looked at again afterwards, because `run` counts too."""
+        control = self.machine.map("control")
+        policies = self.machine.map("cgroups")
+        count = len(policies)
+        idle, self._idle = self._idle, count == 0
+        while True:
+            raw = control.lookup(CONTROL_KEY)
+            if raw is None:
+                raise KernelError(f"node {self.machine.node}: map control is empty")
+            now = abi.Control.unpack(raw)
+            if now.policies == count or (count == 0 and not idle):
+                return
+            control.update(CONTROL_KEY, abi.Control(ready=now.ready, policies=count, hand=now.hand).pack())
+            count = len(policies)

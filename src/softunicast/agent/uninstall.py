@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Take everything away, in the order that leaks nothing, and whatever half of it is still there.
+
+    close the door; on-ramps and uplinks let go; hooks go; slice addresses leave lo; only then the guards go;
+    nft table, rules, routes; sysctls back to what they were; cgroups; pins (now the maps and every claim are
+    gone); files last, because node.json is what tells a second try what is left.
+
+It works from any namespace: node.json's cookie says which one the node lived in, and named namespaces are
+searched for it. Is that namespace gone, what was inside went with it, and pins, cgroups and files are removed
+here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from softunicast.agent import notrack
+from softunicast.agent.machine import Machine
+from softunicast.agent.observed import ROLES, read_sysctls
+from softunicast.agent.reconcile import namespace_of
+from softunicast.agent.resources import NFT_TABLE, Rule
+from softunicast.agent.state import NodeState, load
+from softunicast.errors import KernelError, SoftunicastError
+from softunicast.kernel import cgroup, clsact, netns, nft, nodes
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing to take away; `line` is what --dry-run prints."""
+
+    line: str
+    act: Callable[[], object]
+
+
+def uninstall(node: str, *, dry_run: bool, say: Callable[[str], None]) -> int:
+    """Remove node `node` from this machine; returns how many things were there.
+
+    Goes on after a step that failed and raises KernelError at the end with the first reason; then node.json
+    is kept, and running it again tries what is left.
+    """
+    path = nodes.node_file(node)
+    damaged = None
+    try:
+        state = load(path)
+    except KernelError as error:
+        state, damaged = None, error
+    place = "" if state is None else namespace_of(state.netns_cookie)
+    failures: list[str] = []
+    count = 0
+
+    def work(step: Step) -> None:
+        nonlocal count
+        count += 1
+        say(step.line)
+        if not dry_run:
+            try:
+                step.act()
+            except (SoftunicastError, OSError) as error:
+                failures.append(f"{step.line}: {error}")
+
+    with netns.enter(place or None), Machine(node) as machine:
+        for step in _outside(machine, before=True):
+            work(step)
+        if place is None:
+            say(f"the network namespace of node {node} is gone, and what was in it")
+        elif state is not None or _pinned(machine):
+            for step in _inside(machine, state):
+                work(step)
+        for step in _outside(machine, before=False):
+            work(step)
+    if failures:
+        raise KernelError(
+            f"{failures[0]}; {len(failures)} of {count} steps failed: mend this and run it again"
+        )
+    for step in _files(node):
+        work(step)
+    if not dry_run:
+        # Last, and with the lock in it, which is ours.
+        remove_tree(nodes.run_dir(node))
+    if damaged is not None and not dry_run:
+        say(f"{damaged.message}: sysctls could not be put back")
+    return count
+
+
+def _pinned(machine: Machine) -> bool:
+    return machine.pins.exists()
+
+
+def _links(machine: Machine) -> list[str]:
+    folder = machine.pins / "links"
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def _outside(machine: Machine, *, before: bool) -> Iterator[Step]:
+    """What can be reached from any namespace. Before: all hooks but the guards; after: guards, cgroups,
+    pins."""
+    names = _links(machine)
+    guards = [name for name in names if name.startswith("guard")]
+    if before:
+        if (machine.pins / "maps" / "control").exists():
+            yield Step("close: fish may not claim", lambda: machine.set_ready(False))
+        for name in sorted(set(names) - set(guards), key=lambda name: (not name.startswith("onramp"), name)):
+            yield Step(f"detach {name}", lambda name=name: machine.detach(name))  # type: ignore[misc]
+        return
+    for name in guards:
+        yield Step(f"detach {name}", lambda name=name: machine.detach(name))  # type: ignore[misc]
+    folder = nodes.cgroup_dir(machine.node)
+    if folder.exists:
+        yield Step(f"remove cgroup {folder.path}", lambda: remove_cgroups(folder))
+    if machine.pins.exists():
+        yield Step(f"remove {machine.pins}", lambda: remove_tree(machine.pins))
+
+
+def _inside(machine: Machine, state: NodeState | None) -> Iterator[Step]:
+    """What lives in the node's namespace. Without node.json, our rules tell our addresses."""
+    net = machine.netlink
+    devices = net.devices()
+    for device in devices.values():
+        for role, (_, hook) in ROLES.items():
+            egress = hook.value == "tc egress"
+            if role in ("uplink_in", "guard") and clsact.attached(device.ifindex, egress=egress) is not None:
+                yield Step(
+                    f"detach {hook.value} filter of {device.name}",
+                    lambda index=device.ifindex, egress=egress: clsact.detach(index, egress=egress),  # type: ignore[misc]
+                )
+    rules = net.rules()
+    wanted = set(state.addresses_added) if state else {_with_length(rule) for rule in rules}
+    for address in sorted(wanted & net.lo_addresses()):
+        yield Step(f"remove address {address} from lo", lambda text=address: net.delete_address(text))  # type: ignore[misc]
+    for rule in sorted(rules):
+        yield Step(f"delete {rule}", lambda rule=rule: net.delete_rule(rule))  # type: ignore[misc]
+    for route in sorted(net.routes()):
+        yield Step(f"delete {route}", lambda route=route: net.delete_route(route))  # type: ignore[misc]
+    if nft.list_table("inet", NFT_TABLE) is not None:
+        yield Step(f"delete nft table inet {NFT_TABLE}", notrack.delete)
+    before = dict(state.sysctls_before) if state else {}
+    now = read_sysctls(before)
+    for path, value in sorted(before.items()):
+        if now.get(path, value) != value:
+            yield Step(
+                f"sysctl {path.replace('/', '.')} = {value}",
+                lambda path=path, value=value: machine.set_sysctl(path, value),  # type: ignore[misc]
+            )
+
+
+def _with_length(rule: Rule) -> str:
+    return f"{rule.source}/{32 if rule.version == 4 else 128}"
+
+
+def _files(node: str) -> Iterator[Step]:
+    folder = nodes.run_dir(node)
+    if folder.exists() and any(path.name != "agent.lock" for path in folder.iterdir()):
+        yield Step(f"remove {folder}", lambda: None)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder and, when it was the last of its parent's, the parent."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    with contextlib.suppress(OSError):
+        folder.parent.rmdir()
+
+
+def remove_cgroups(folder: cgroup.CgroupDir) -> None:
+    """Remove a cgroup and those below; processes that are still in them move to the root. KernelError when
+    busy."""
+    root = cgroup.CgroupDir(cgroup.root())
+    for path in (folder.path, *folder.path.rglob("*")):
+        for pid in cgroup.CgroupDir(path).processes() if path.is_dir() else ():
+            with contextlib.suppress(KernelError):
+                # It ended meanwhile; if not, removing the folder says so.
+                root.add(pid)
+    folder.remove()
+    with contextlib.suppress(OSError):
+        folder.path.parent.rmdir()
