@@ -253,3 +253,10 @@ int su_sweep(struct su_sweep_args *args)
 	args->reaped = swept.reaped;
 	return 0;
 }
+
+/* `softunicast run` put a policy into `cgroups`: hooks must look from now on. */
+SEC("syscall")
+int su_recount(void *ctx)
+{
+	return su_policies_raise();
+}

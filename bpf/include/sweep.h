@@ -59,4 +59,27 @@ static __noinline int su_release_one(const struct su_flow *flow, __u64 word, __u
 	return 0;
 }
 
+static long su_count_one(struct bpf_map *map, const __u64 *id, struct su_policy *policy, __u32 *count)
+{
+	*count += 1;
+	return 0;
+}
+
+/*
+ * control.policies becomes at least the number of entries in `cgroups`. It only rises here; the agent lowers it, once
+ * it was idle for a while. Written by a program because user space can only write the whole of `control`.
+ */
+static __always_inline int su_policies_raise(void)
+{
+	__u32 count = 0, zero = 0;
+	struct su_control *ctl = bpf_map_lookup_elem(&control, &zero);
+
+	if (!ctl)
+		return -ENOENT;
+	bpf_for_each_map_elem(&cgroups, su_count_one, &count, 0);
+	if (count > ctl->policies)
+		ctl->policies = count;
+	return 0;
+}
+
 #endif /* SU_SWEEP_H */

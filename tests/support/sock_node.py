@@ -4,8 +4,9 @@
     node  up0 10.9.0.2/24 -------- 10.9.0.1/24 w0  world
     lo    198.51.100.20, .30                   lo  203.0.113.1, 203.0.113.2, 2001:db8:f::1
 
-`SockNode` fills the maps as an agent would, attaches the hooks to the root cgroup (they only look at sockets of the
-node's namespace) and leaves nothing behind. `node.tagged()` makes a socket that was born in a cgroup with a policy.
+`SockNode` fills the maps as an agent would, attaches the hooks to the root cgroup (they only look at sockets
+of the node's namespace) and leaves nothing behind. `node.tagged()` makes a socket that was born in a cgroup
+with a policy.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 
+from tests.support.wait import wait_until
+
 from softunicast.kernel import abi, cgroup, netns
 from softunicast.kernel.abi_util import Word, addr_bytes, addr_ip, prefix_key
 from softunicast.kernel.bpf import AttachType, BpfObject, Link, attach_cgroup, object_path, run_iter
-
-from tests.support.wait import wait_until
 
 WORLD, WORLD2, WORLD6 = "203.0.113.1", "203.0.113.2", "2001:db8:f::1"
 ADDRESS, ADDRESS2 = "198.51.100.20", "198.51.100.30"
@@ -75,10 +76,16 @@ def sysctl(ns: str, name: str, value: str) -> None:
 
 
 class SockNode:
-    """See the module. `slices`: (address, first, last) held by this node, by index; pool 1 has all but the last address."""
+    """See the module. `slices`: (address, first, last) by index; those of ADDRESS2 are pool 2, others 1."""
 
-    def __init__(self, *, slices: tuple[tuple[str, int, int], ...] = ((ADDRESS, 9000, 9009),), hooks: bool = True,
-                 wildcard: int = 0, linger_s: int = 60) -> None:
+    def __init__(
+        self,
+        *,
+        slices: tuple[tuple[str, int, int], ...] = ((ADDRESS, 9000, 9009),),
+        hooks: bool = True,
+        wildcard: int = 0,
+        linger_s: int = 60,
+    ) -> None:
         self.undo = contextlib.ExitStack()
         number = next(NUMBERS)
         self.name, self.world = f"t-sock-{os.getpid()}-{number}", f"t-sock-{os.getpid()}-{number}w"
@@ -115,7 +122,20 @@ class SockNode:
             netns.create(name)
             self.undo.callback(netns.delete, name)
             ip("link", "set", "lo", "up", ns=name)
-        ip("link", "add", device, "netns", self.name, "type", "veth", "peer", "name", "w0", "netns", self.world)
+        ip(
+            "link",
+            "add",
+            device,
+            "netns",
+            self.name,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "w0",
+            "netns",
+            self.world,
+        )
         ip("link", "set", device, "name", "up0", ns=self.name)
         for ns, name, here in ((self.name, "up0", "10.9.0.2/24"), (self.world, "w0", "10.9.0.1/24")):
             ip("address", "add", here, "dev", name, ns=ns)
@@ -136,34 +156,68 @@ class SockNode:
         with netns.enter(self.name):
             cookie = netns.cookie()
         settings = abi.Settings(
-            netns_cookie=cookie, full_ns=1_000_000, node=1, mark=0x100, mask=0x100, slots=1 << 12, tcp_transitory_s=240,
-            tcp_established_s=7440, tcp_linger_s=120, sock_linger_s=linger_s, sock_reuse_s=1, udp_s=300, icmp_s=60,
-            gue_port=6080, answer_ping=1, underlay=addr_bytes(IPv4Address("10.9.0.2")),
+            netns_cookie=cookie,
+            full_ns=1_000_000,
+            node=1,
+            mark=0x100,
+            mask=0x100,
+            slots=1 << 12,
+            tcp_transitory_s=240,
+            tcp_established_s=7440,
+            tcp_linger_s=120,
+            sock_linger_s=linger_s,
+            sock_reuse_s=1,
+            udp_s=300,
+            icmp_s=60,
+            gue_port=6080,
+            answer_ping=1,
+            underlay=addr_bytes(IPv4Address("10.9.0.2")),
         )
         sizes = {"flows": 1 << 11, "origin": 1 << 11, "slots": 1 << 12}
         self.object = BpfObject.load(object_path("claim"), settings=settings.pack(), map_sizes=sizes)
         self.undo.callback(self.object.close)
         maps = self.object.maps
-        bases = {address: 65536 * at for at, address in enumerate(sorted({address for address, _, _ in self.slices}))}
+        bases = {
+            address: 65536 * at
+            for at, address in enumerate(sorted({address for address, _, _ in self.slices}))
+        }
         for address, base in bases.items():
-            maps["addresses"].update(addr_bytes(ip_address(address)), abi.Address(base=base, shift=0, site=1).pack())
+            maps["addresses"].update(
+                addr_bytes(ip_address(address)), abi.Address(base=base, shift=0, site=1).pack()
+            )
         for port in range(FOREIGN_PORT, FOREIGN_PORT + 10):
-            maps["owners"].update(U32.pack(bases[self.slices[0][0]] + port), abi.Owner(node=2, slice=abi.NONE).pack())
+            maps["owners"].update(
+                U32.pack(bases[self.slices[0][0]] + port), abi.Owner(node=2, slice=abi.NONE).pack()
+            )
         for index, (address, first, last) in enumerate(self.slices):
             pool = 1 if address != ADDRESS2 else 2
-            maps["slices"].update(U32.pack(index), abi.Slice(
-                addr=addr_bytes(ip_address(address)), first=first, last=last, udp_exact_first=first + wildcard,
-                flags=abi.SliceFlag.LIVE, pool=pool, epoch=1, claim_until_ns=2**63).pack())
+            maps["slices"].update(
+                U32.pack(index),
+                abi.Slice(
+                    addr=addr_bytes(ip_address(address)),
+                    first=first,
+                    last=last,
+                    udp_exact_first=first + wildcard,
+                    flags=abi.SliceFlag.LIVE,
+                    pool=pool,
+                    epoch=1,
+                    claim_until_ns=2**63,
+                ).pack(),
+            )
             for port in range(first, last + 1):
                 maps["owners"].update(U32.pack(bases[address] + port), abi.Owner(node=1, slice=index).pack())
         place = 0
         for pool in (1, 2):
-            numbers = [at for at, (address, _, _) in enumerate(self.slices) if (address == ADDRESS2) == (pool == 2)]
+            numbers = [
+                at for at, (address, _, _) in enumerate(self.slices) if (address == ADDRESS2) == (pool == 2)
+            ]
             four = [at for at in numbers if ":" not in self.slices[at][0]]
             six = [at for at in numbers if ":" in self.slices[at][0]]
             for at, index in enumerate(four + six):
                 maps["pool_slices"].update(U32.pack(place + at), U32.pack(index))
-            maps["pools"].update(U32.pack(pool), abi.Pool(place, len(four), place + len(four), len(six)).pack())
+            maps["pools"].update(
+                U32.pack(pool), abi.Pool(place, len(four), place + len(four), len(six)).pack()
+            )
             place += len(numbers)
         for network in ("127.0.0.0/8", "10.9.0.0/24", "::1/128", "fd09::/64", "224.0.0.0/4", "ff00::/8"):
             maps["prefixes"].update(prefix_key(abi.List.NEVER, ip_network(network)), U32.pack(1))
@@ -203,15 +257,22 @@ class SockNode:
 
     # What programs do
 
-    def plain_socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, proto: int = 0) -> socket.socket:
+    def plain_socket(
+        self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, proto: int = 0
+    ) -> socket.socket:
         """A socket in the node's namespace without a policy."""
         with netns.enter(self.name):
             made = socket.socket(family, kind, proto)
         made.settimeout(5)
         return made
 
-    def tagged(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, proto: int = 0,
-               folder: cgroup.CgroupDir | None = None) -> socket.socket:
+    def tagged(
+        self,
+        family: int = socket.AF_INET,
+        kind: int = socket.SOCK_STREAM,
+        proto: int = 0,
+        folder: cgroup.CgroupDir | None = None,
+    ) -> socket.socket:
         """A socket that was born in the node's namespace and in a cgroup (default: the node's, pool 1)."""
         ours, theirs = socket.socketpair()
         with ours, theirs:
@@ -228,7 +289,9 @@ class SockNode:
         made.settimeout(5)
         return made
 
-    def run(self, *command: str, folder: cgroup.CgroupDir | None = None, **options: object) -> subprocess.Popen[bytes]:
+    def run(
+        self, *command: str, folder: cgroup.CgroupDir | None = None, **options: object
+    ) -> subprocess.Popen[bytes]:
         """A program in the node's namespace and cgroup."""
         where = folder or self.cgroup
         path = f"/run/netns/{self.name}"
@@ -256,8 +319,17 @@ class SockNode:
         for key, value in self.object.maps["flows"].items():
             flow, claim = abi.Flow.unpack(key), abi.Claim.unpack(value)
             word = Word.unpack(claim.word)
-            held.append(Held((str(addr_ip(flow.local)), flow.local_port), (str(addr_ip(flow.remote)), flow.remote_port),
-                             flow.proto, abi.Kind(claim.kind), word.state, claim.owner, word.generation))
+            held.append(
+                Held(
+                    (str(addr_ip(flow.local)), flow.local_port),
+                    (str(addr_ip(flow.remote)), flow.remote_port),
+                    flow.proto,
+                    abi.Kind(claim.kind),
+                    word.state,
+                    claim.owner,
+                    word.generation,
+                )
+            )
         return sorted(held, key=lambda one: (one.local, one.remote, one.proto))
 
     def alive(self) -> list[Held]:
@@ -275,7 +347,9 @@ def refused(number: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        assert error.errno == number, f"{errno.errorcode.get(error.errno or 0)}, not {errno.errorcode[number]}"
+        assert error.errno == number, (
+            f"{errno.errorcode.get(error.errno or 0)}, not {errno.errorcode[number]}"
+        )
     else:
         raise AssertionError(f"nothing was refused; {errno.errorcode[number]} was due")
 
