@@ -3,7 +3,7 @@
  * parse.h - a packet's headers, read once: struct su_pkt.
  *
  * Works on direct packet pointers, so that XDP and tc share it; a tc caller makes the first SU_PARSE_BYTES
- * linear before (su_tc_pull). Offsets count from the start of the frame, ports are in network order.
+ * linear first (su_tc_parse does). Offsets count from the start of the frame, ports are in network order.
  *
  *   frame:  | L2 (l2_len) | IP header (+ options) | L4 header | ...
  *                         ^ ip_off                ^ l4_off
@@ -296,6 +296,7 @@ static __always_inline int su_parse4(void *data, void *data_end, struct su_pkt *
 static __always_inline int su_parse6(void *data, void *data_end, struct su_pkt *p)
 {
 	struct ipv6hdr *ip = data + p->ip_off;
+	__u32 len;
 
 	if ((void *)(ip + 1) > data_end || ip->version != 6)
 		return -SU_DROP_MALFORMED;
@@ -303,7 +304,8 @@ static __always_inline int su_parse6(void *data, void *data_end, struct su_pkt *
 	p->proto = ip->nexthdr;
 	p->ttl = ip->hop_limit;
 	p->tos = bpf_ntohs(*(__be16 *)ip) >> 4;
-	p->tot_len = ip->payload_len ? bpf_ntohs(ip->payload_len) + sizeof(*ip) : 0;
+	len = bpf_ntohs(ip->payload_len);
+	p->tot_len = len && len + sizeof(*ip) <= 65535 ? len + sizeof(*ip) : 0;
 	su_addr_set6(&p->src, &ip->saddr);
 	su_addr_set6(&p->dst, &ip->daddr);
 	p->l4_off = p->ip_off + sizeof(*ip);
@@ -333,19 +335,19 @@ static __noinline int su_parse(void *data, void *data_end, __u32 l2_len, __be16 
 	return -SU_DROP_PROTOCOL;
 }
 
-/* Make the headers linear. Packet pointers are to be read again after it. */
-static __always_inline void su_tc_pull(struct __sk_buff *skb)
-{
-	__u32 want = skb->len < SU_PARSE_BYTES ? skb->len : SU_PARSE_BYTES;
-
-	if ((long)skb->data + want > (long)skb->data_end)
-		bpf_skb_pull_data(skb, want);
-}
-
-/* Parse what a tc program was given. */
+/*
+ * Parse what a tc program was given. A packet whose headers are not all linear is pulled and read once more;
+ * packet pointers are to be read again after this.
+ */
 static __always_inline int su_tc_parse(struct __sk_buff *skb, __u32 l2_len, struct su_pkt *p)
 {
-	su_tc_pull(skb);
+	__u32 want = skb->len < SU_PARSE_BYTES ? skb->len : SU_PARSE_BYTES;
+	int err = su_parse((void *)(long)skb->data, (void *)(long)skb->data_end, l2_len, (__be16)skb->protocol, p);
+
+	if (!err && (p->flags & (SU_PKT_ERROR | SU_PKT_QUOTE)) != SU_PKT_ERROR)
+		return 0;
+	if ((long)skb->data + want <= (long)skb->data_end || bpf_skb_pull_data(skb, want))
+		return err;
 	return su_parse((void *)(long)skb->data, (void *)(long)skb->data_end, l2_len, (__be16)skb->protocol, p);
 }
 

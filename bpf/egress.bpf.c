@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * egress.bpf.c - packets in and out of slices, at tc, before routing and netfilter see them.
+ *
+ *   client --> su_onramp_in (ingress of a tun, veth, tap) ----------------------------> uplink
+ *   uplink --> su_uplink_in (ingress of an uplink: steering and delivery) --> on-ramp, stack, or another node
+ *   stack  --> su_guard (egress of an uplink), su_guard_other (egress of every other device)
+ *
+ * Helpers return a tc action or -SU_DROP_x; each entry counts drops in one place. A packet that a program does not
+ * understand is the stack's (TC_ACT_UNSPEC: other programs may look too); one that it refuses is dropped and counted.
+ */
+#include <linux/pkt_cls.h>
+
+#include "deliver.h"
+#include "guard.h"
+#include "onramp.h"
+
+char _license[] SEC("license") = "Dual BSD/GPL";
+
+static __always_inline bool su_is_ip(const struct __sk_buff *skb)
+{
+	return skb->protocol == bpf_htons(ETH_P_IP) || skb->protocol == bpf_htons(ETH_P_IPV6);
+}
+
+/* Source or destination of an Ethernet frame that carries IP, without reading the rest. */
+static __always_inline bool su_peek(struct __sk_buff *skb, enum su_side side, struct su_addr *a)
+{
+	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
+
+	if (data + SU_ETH_LEN + sizeof(struct ipv6hdr) > data_end) {
+		if (bpf_skb_pull_data(skb, skb->len < SU_PARSE_BYTES ? skb->len : SU_PARSE_BYTES))
+			return false;
+		data = (void *)(long)skb->data;
+		data_end = (void *)(long)skb->data_end;
+	}
+	data += SU_ETH_LEN;
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		struct iphdr *ip = data;
+
+		if ((void *)(ip + 1) > data_end)
+			return false;
+		su_addr_set4(a, side == SU_DST ? ip->daddr : ip->saddr);
+	} else {
+		struct ipv6hdr *ip6 = data;
+
+		if ((void *)(ip6 + 1) > data_end)
+			return false;
+		su_addr_set6(a, side == SU_DST ? &ip6->daddr : &ip6->saddr);
+	}
+	return true;
+}
+
+/* The one exit: a tc action, or a drop (-SU_DROP_x) counted. */
+static __noinline int su_exit(int err, struct su_work *w, bool out)
+{
+	if (err >= 0)
+		return err == SU_PASS ? TC_ACT_UNSPEC : err;
+	if (out)
+		su_flow_of_out(&w->pkt, &w->flow);
+	else
+		su_flow_of_in(&w->pkt, &w->flow);
+	su_drop(err, &w->flow);
+	return TC_ACT_SHOT;
+}
+
+SEC("tc") int su_onramp_in(struct __sk_buff *skb)
+{
+	struct su_work *w = su_work_get(SU_ROOM_ONRAMP);
+	struct su_onramp *onramp = NULL;
+	__u32 ifindex = skb->ifindex, *id;
+	const struct su_addr *gateway;
+	int err;
+
+	id = bpf_map_lookup_elem(&onramp_devices, &ifindex);
+	if (id)
+		onramp = bpf_map_lookup_elem(&onramps, id);
+	if (!w || !id || !onramp || !(onramp->flags & SU_ONRAMP_SET)) {
+		su_drop(-SU_DROP_ONRAMP, NULL);
+		return TC_ACT_SHOT;
+	}
+	if (!su_is_ip(skb))
+		return TC_ACT_OK;
+	if (onramp->flags & SU_ONRAMP_L2)
+		err = su_tc_parse(skb, SU_ETH_LEN, &w->pkt);
+	else
+		err = su_tc_parse(skb, 0, &w->pkt);
+	if (!err)
+		err = su_onramp_packet(skb, w, onramp, su_onramp_owner(*id, onramp));
+	if (err >= 0)
+		return err;
+	su_exit(err, w, true);
+	gateway = &onramp->gateway4;
+	return su_refuse(skb, &w->pkt, gateway, err);
+}
+
+SEC("tc") int su_uplink_in(struct __sk_buff *skb)
+{
+	struct su_addr dst, underlay = settings.underlay;
+	struct su_work *w;
+	int err;
+
+	if (!su_is_ip(skb) || !su_peek(skb, SU_DST, &dst))
+		return TC_ACT_UNSPEC;
+	if (!su_fleet(&dst) && !su_addr_equal(&dst, &underlay))
+		return TC_ACT_UNSPEC;
+	w = su_work_get(SU_ROOM_UPLINK);
+	if (!w)
+		return TC_ACT_SHOT;
+	err = su_tc_parse(skb, SU_ETH_LEN, &w->pkt);
+	if (err && !su_fleet(&dst))
+		return TC_ACT_UNSPEC;
+	if (!err)
+		err = su_uplink_packet(skb, w);
+	return su_exit(err, w, false);
+}
+
+SEC("tc") int su_guard(struct __sk_buff *skb)
+{
+	const struct su_sock *sock;
+	struct su_addr src;
+	struct su_work *w;
+	int err;
+
+	if (settings.mask && (skb->mark & settings.mask) == settings.mark) {
+		skb->mark &= ~settings.mask;
+		return TC_ACT_OK;
+	}
+	if (!su_is_ip(skb) || !su_peek(skb, SU_SRC, &src))
+		return TC_ACT_UNSPEC;
+	w = su_work_get(SU_ROOM_GUARD);
+	if (!w)
+		return TC_ACT_SHOT;
+	if (su_fleet(&src)) {
+		err = su_tc_parse(skb, SU_ETH_LEN, &w->pkt);
+		if (!err)
+			err = su_guard_slice(skb, w);
+	} else {
+		sock = su_guard_sock(skb);
+		if (!sock)
+			return TC_ACT_UNSPEC;
+		w->policy = sock->policy;
+		err = su_tc_parse(skb, SU_ETH_LEN, &w->pkt);
+		if (!err)
+			err = su_guard_own(skb, w);
+	}
+	if (err == SU_TO_CLAIM)
+		err = su_guard_rewrite(skb, w);
+	return su_exit(err, w, true);
+}
+
+SEC("tc") int su_guard_other(struct __sk_buff *skb)
+{
+	struct su_work *w = su_work_get(SU_ROOM_GUARD);
+	struct su_addr src;
+
+	if (!w || !su_is_ip(skb))
+		return TC_ACT_UNSPEC;
+	/* Whether the device has Ethernet headers is not known here; the network header is. */
+	if (bpf_skb_load_bytes_relative(skb, skb->protocol == bpf_htons(ETH_P_IP) ? 12 : 8, &src,
+					sizeof(src), BPF_HDR_START_NET))
+		return TC_ACT_UNSPEC;
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		su_addr_set4(&src, src.w[0]);
+	if (!su_fleet(&src))
+		return TC_ACT_UNSPEC;
+	__builtin_memset(&w->flow, 0, sizeof(w->flow));
+	w->flow.local = src;
+	su_drop(-SU_DROP_GUARD_DEVICE, &w->flow);
+	return TC_ACT_SHOT;
+}
