@@ -13,7 +13,7 @@ STEP_S = 0.01
 
 
 def wait_until(fn: Callable[[], T], timeout_s: float, what: str) -> T:
-    """Ask `fn` until it gives something true, and give that. AssertionError names `what` and the last answer."""
+    """Ask `fn` until it gives something true; give that. AssertionError names `what` and the last answer."""
     deadline = time.monotonic() + timeout_s
     while True:
         answer = fn()
