@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`softunicast lab`: a fleet in network namespaces, to try things in.
 
-`up` leaves it running until `down`; both work from the prefix alone, whoever made the lab and however that ended.
+`up` leaves it running until `down`; both work from the prefix alone, whoever made the lab and however that
+ended.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from softunicast.lab.topology import DRAWING, NODES
 from softunicast.lab.traces import traces
 
 prefix_option = click.option(
-    "--prefix", default="su", show_default=True, help="Of the namespaces' names; labs with different prefixes live side by side."
+    "--prefix",
+    default="su",
+    show_default=True,
+    help="Of the namespaces' names; labs with different prefixes live side by side.",
 )
 
 
@@ -51,7 +55,9 @@ def up(prefix: str, agents: bool) -> None:
     build.check_tools()
     made = Lab(prefix, agents=agents)
     if made.is_up():
-        raise UsageError(f"lab: {prefix!r} is up already; `softunicast lab down{_prefix_argument(prefix)}` first")
+        raise UsageError(
+            f"lab: {prefix!r} is up already; `softunicast lab down{_prefix_argument(prefix)}` first"
+        )
     began_s = time.monotonic()
     made.up()
     click.echo(DRAWING)
@@ -59,7 +65,9 @@ def up(prefix: str, agents: bool) -> None:
     argument = _prefix_argument(prefix)
     click.echo(f"try: softunicast lab shell{argument} c1        then: curl http://203.0.113.1/")
     if agents:
-        click.echo(f"     softunicast lab shell{argument} lhr1      then: softunicast run --pool gb -- curl http://203.0.113.1/")
+        click.echo(
+            f"     softunicast lab shell{argument} lhr1      then: softunicast run --pool gb -- curl http://203.0.113.1/"
+        )
 
 
 @lab.command()
@@ -83,7 +91,13 @@ def status(prefix: str, as_json: bool) -> None:
     }
     left = {name: [str(place) for place in traces(here.node(name).plan_name)] for name in NODES}
     if as_json:
-        document = {"prefix": prefix, "up": running, "plan": str(here.plan_path), "processes": programs, "node_state": left}
+        document = {
+            "prefix": prefix,
+            "up": running,
+            "plan": str(here.plan_path),
+            "processes": programs,
+            "node_state": left,
+        }
         click.echo(json.dumps(document, indent=2))
     else:
         if running:
@@ -120,7 +134,12 @@ def shell(prefix: str, node: str) -> None:
 @prefix_option
 @click.argument("node", default="r1")
 @click.option("--device", help="Default: the router's internet side (inet0) on r1, otherwise every device.")
-@click.option("--write", "path", type=click.Path(dir_okay=False, path_type=Path), help="Write a pcap file instead of text.")
+@click.option(
+    "--write",
+    "path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a pcap file instead of text.",
+)
 def capture(prefix: str, node: str, device: str | None, path: Path | None) -> None:
     """Show packets on a node with tcpdump until interrupted."""
     host = _running(prefix).node(node)
@@ -134,7 +153,9 @@ def capture(prefix: str, node: str, device: str | None, path: Path | None) -> No
 @click.option("--prefix", default="demo", show_default=True, help="Of the lab that is made for it.")
 @click.option("--keep", is_flag=True, help="Leave the lab up afterwards.")
 def demo(prefix: str, keep: bool) -> None:
-    """Two servers, one address: download, resolve and ping from everywhere at once, and count at the router."""
+    """Two servers, one address: download, resolve and ping from everywhere at once, and count at the
+    router.
+    """
     from softunicast.lab.demo import demonstrate
 
     click.get_current_context().exit(demonstrate(prefix, keep=keep))

@@ -1,2 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fleet in network namespaces: two nodes, a router, an internet, clients; a checker at the router; a demonstration."""
+"""A fleet in network namespaces: two nodes, a router, an internet, clients; a checker at the router; a
+demonstration.
+"""

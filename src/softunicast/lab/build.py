@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build a drawing in the kernel, and find and remove whatever is left of one.
 
-Namespaces are named `<prefix>-<name>` (ip-netns(8), /run/netns). Devices exist in them only, so that labs with
-different prefixes never meet although their addresses are the same. Everything about a lab can be found from its
-prefix: its namespaces by name, its processes by the namespace they run in (/proc/PID/ns/net). That is why a lab whose
-maker was killed is removed as easily as any other.
+Namespaces are named `<prefix>-<name>` (ip-netns(8), /run/netns). Devices exist in them only, so that labs
+with different prefixes never meet although their addresses are the same. Everything about a lab can be found
+from its prefix: its namespaces by name, its processes by the namespace they run in (/proc/PID/ns/net). That
+is why a lab whose maker was killed is removed as easily as any other.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Final
 from softunicast.errors import KernelError, UsageError
 
 from . import topology as facts
-from .drawing import Link, Topology, is_bridge
+from .drawing import End, Link, Topology, is_bridge
 
 NETNS_FOLDER: Final = Path("/run/netns")
 RUN_FOLDER: Final = Path("/run/softunicast-lab")
@@ -33,7 +33,9 @@ def check_tools(tools: Sequence[str] = TOOLS) -> None:
     """UsageError naming the programs that are not installed, or that this is not root."""
     if os.geteuid() != 0:
         raise UsageError("lab: network namespaces need root; run it as root")
-    missing = [tool for tool in tools if shutil.which(tool, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None]
+    missing = [
+        tool for tool in tools if shutil.which(tool, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None
+    ]
     if missing:
         raise UsageError(f"lab: not installed: {', '.join(missing)}; install them (`make setup` does)")
 
@@ -63,8 +65,13 @@ def _run(command: Sequence[str], text: str = "") -> None:
 
 
 def build(prefix: str, drawing: Topology) -> None:
-    """Make namespaces, devices, addresses, routes and sysctls. KernelError: a part may exist; `remove` cleans it."""
-    _run(["ip", "-batch", "-"], "".join(f"netns add {namespace(prefix, name)}\n" for name in drawing.namespaces))
+    """Make namespaces, devices, addresses, routes and sysctls. KernelError: a part may exist; `remove` cleans
+    it.
+    """
+    _run(
+        ["ip", "-batch", "-"],
+        "".join(f"netns add {namespace(prefix, name)}\n" for name in drawing.namespaces),
+    )
     for name in drawing.namespaces:
         _write_sysctls(prefix, name, facts.SYSCTLS.get(name, facts.SYSCTLS_ELSEWHERE))
     _run(["ip", "-batch", "-"], "".join(_veth(prefix, link) for link in drawing.links if not link.tunnel))
@@ -76,11 +83,11 @@ def build(prefix: str, drawing: Topology) -> None:
 
 
 def _veth(prefix: str, link: Link) -> str:
-    first, last = (
-        f"{end.device} netns {namespace(prefix, end.namespace)} mtu {link.mtu} address {facts.mac(end.namespace, end.device)}"
-        for end in (link.upper, link.lower)
-    )
-    return f"link add {first} type veth peer name {last}\n"
+    def end_text(end: End) -> str:
+        place = f"{end.device} netns {namespace(prefix, end.namespace)}"
+        return f"{place} mtu {link.mtu} address {facts.mac(end.namespace, end.device)}"
+
+    return f"link add {end_text(link.upper)} type veth peer name {end_text(link.lower)}\n"
 
 
 def _commands(drawing: Topology, name: str) -> str:
@@ -88,7 +95,7 @@ def _commands(drawing: Topology, name: str) -> str:
     bridge = drawing.bridge(name)
     lines = ["link set lo up"]
     lines += [
-        f"link add {end.device} address {facts.mac(name, end.device)} type bridge forward_delay 0 mcast_snooping 0"
+        f"link add {end.device} address {facts.mac(name, end.device)} type bridge mcast_snooping 0"
         for end in drawing.inside
         if end.namespace == name and is_bridge(end.device)
     ]
@@ -146,7 +153,9 @@ def _ancestors() -> set[int]:
 
 
 def stop(pids: Iterable[int], *, grace_s: float = 0.0) -> None:
-    """SIGTERM, then after `grace_s` SIGKILL, and wait until they are gone (children of others become theirs to reap)."""
+    """SIGTERM, then after `grace_s` SIGKILL, and wait until they are gone (children of others become theirs
+    to reap).
+    """
     handles = {}
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Captures at the router, that know when they listen and when they have seen everything.
 
-tcpdump writes the file; it listens once it says so, and it has caught up when a marker frame (local experimental
-ethertype 0x88b5, a random token) sent through the captured device stands in the file. Packets are queued in the order in
-which they passed, so what was sent before the marker is in front of it. tcpdump's own count of packets that the kernel
-dropped becomes part of the report.
+tcpdump writes the file; it listens once it says so, and it has caught up when a marker frame (local
+experimental ethertype 0x88b5, a random token) sent through the captured device stands in the file. Packets
+are queued in the order in which they passed, so what was sent before the marker is in front of it. tcpdump's
+own count of packets that the kernel dropped becomes part of the report.
 
-Two places: `internet`, the router's side towards the internet, where packets have wire size and final checksums; and
-`rack`, the router's bridge, where frames bear the MAC address of the node that sent them but checksums are not final.
+Two places: `internet`, the router's side towards the internet, where packets have wire size and final
+checksums; and `rack`, the router's bridge, where frames bear the MAC address of the node that sent them but
+checksums are not final.
 """
 
 from __future__ import annotations
@@ -34,16 +35,21 @@ from .lab import Host, Lab, wait_until
 PLACES: Final = {"internet": facts.INTERNET_SIDE, "rack": facts.RACK_SIDE}
 BUFFER_KIB: Final = 131072
 SNAPLEN: Final = {"internet": 1600, "rack": 192}
-# libpcap's ring has blocks of 256 KiB, which the kernel hands over when they are full or a second old: fill one.
+# libpcap's ring has blocks of 256 KiB, which the kernel hands over when they are full or a second old: fill
+# one.
 BLOCK_BYTES: Final = 262144
 MARKER_BYTES: Final = 1400
 
 
 class Capture:
-    """One tcpdump. A context manager: inside it listens, behind it `data` is complete and `report` judges it."""
+    """One tcpdump. A context manager: inside it listens, behind it `data` is complete and `report`
+    judges it.
+    """
 
     def __init__(self, lab: Lab, place: str = "internet", *, path: Path | None = None, filter_: str = "") -> None:
-        """`place`: "internet" or "rack". `path`: keep the pcap there; by default it goes when the capture does."""
+        """`place`: "internet" or "rack". `path`: keep the pcap there; by default it goes when the capture
+        does.
+        """
         name, self.device = PLACES[place]
         self._mac = facts.mac(name, self.device)
         self.lab = lab
@@ -61,7 +67,9 @@ class Capture:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     def start(self) -> None:
@@ -131,7 +139,9 @@ class Capture:
         return self.path.read_bytes()
 
     def report(self, owners: Iterable[Owned] | None = None) -> Report:
-        """Judge what was captured; `owners`: by default who owns what by the lab's bindings. May be called while it runs."""
+        """Judge what was captured; `owners`: by default who owns what by the lab's bindings. May be called
+        while it runs.
+        """
         if self._child is not None:
             self.catch_up()
         held = list(owners) if owners is not None else lab_owners(self.lab)
@@ -139,12 +149,22 @@ class Capture:
             senders: dict[str, str | None] = {facts.mac(*facts.INTERNET_SIDE): None}
             line = IPv4Network("192.0.2.0/30")
             return check(
-                self.data, held, senders=senders, fleet=[facts.FLEET], own=[line], kernel_dropped=self.kernel_dropped
+                self.data,
+                held,
+                senders=senders,
+                fleet=[facts.FLEET],
+                own=[line],
+                kernel_dropped=self.kernel_dropped,
             )
         report = check(
-            self.data, held, senders={**self.lab.macs()}, fleet=[facts.FLEET], ignored_destinations=[facts.UNDERLAY],
-            checksums=False, kernel_dropped=self.kernel_dropped,
-        )  # fmt: skip
+            self.data,
+            held,
+            senders={**self.lab.macs()},
+            fleet=[facts.FLEET],
+            ignored_destinations=[facts.UNDERLAY],
+            checksums=False,
+            kernel_dropped=self.kernel_dropped,
+        )
         report.cut_off = 0  # only heads are kept there
         return report
 

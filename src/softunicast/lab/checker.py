@@ -1,21 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """The judge at the router: reads a capture and says whether anything left outside its slice. Pure.
 
-It shares no code with the data plane nor with the agent's tables: it is told who owns what (address, first port, last
-port, node), and believes only the bytes of the capture. The rules, for a packet whose frame was sent by one of
-`senders` (the router's MAC on its internet side; the nodes' MACs on the rack):
+It shares no code with the data plane nor with the agent's tables: it is told who owns what (address, first
+port, last port, node), and believes only the bytes of the capture. The rules, for a packet whose frame was
+sent by one of `senders` (the router's MAC on its internet side; the nodes' MACs on the rack):
 
-1. Its source is an address of the fleet, or one of `own` (the router's line). Anything else: `not_expected_source`.
-2. TCP, UDP: its source port, ICMP echo request: its id, is within a slice. Seen on the rack, within a slice of the very
+1. Its source is an address of the fleet, or one of `own` (the router's line). Anything else:
+   `not_expected_source`.
+2. TCP, UDP: its source port, ICMP echo request: its id, is within a slice. Seen on the rack, within a slice
+   of the very
    node that sent it.
-3. ICMP echo reply: a request it answers was seen coming in (pings to a slice's address are answered). ICMP error: the
+3. ICMP echo reply: a request it answers was seen coming in (pings to a slice's address are answered). ICMP
+   error: the
    packet it quotes was sent to a slice. Other protocols have no ports and may not leave.
 4. Later fragments follow their first one, which is judged by 2.
    What breaks 2 to 4 is `outside_slice`.
-5. In both directions the checksums of IP, TCP, UDP, ICMP are right (`bad_checksums`), unless `checksums=False`: where
+5. In both directions the checksums of IP, TCP, UDP, ICMP are right (`bad_checksums`), unless
+   `checksums=False`: where
    offload is on they are not final.
 
-A capture that lost packets, cut them, or is empty proves nothing: those are problems too. About 200,000 packets a second.
+A capture that lost packets, cut them, or is empty proves nothing: those are problems too. About 200,000
+packets a second.
 """
 
 from __future__ import annotations
@@ -54,7 +59,9 @@ class Owned:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A packet that is not as it should be. `number` counts frames of the capture from 1; `time_s` since 1970."""
+    """A packet that is not as it should be. `number` counts frames of the capture from 1; `time_s` since
+    1970.
+    """
 
     number: int
     time_s: float
@@ -130,9 +137,9 @@ def check(
 ) -> Report:
     """Judge a capture.
 
-    `senders`: MAC address -> node whose slices it must keep to, None: any. `own`: sources besides the fleet's that may
-    leave. `ignored_destinations`: sent there, a packet is not on its way to the internet (the rack itself).
-    Raises NotPcap.
+    `senders`: MAC address -> node whose slices it must keep to, None: any. `own`: sources besides the fleet's
+    that may leave. `ignored_destinations`: sent there, a packet is not on its way to the internet (the rack
+    itself). Raises NotPcap.
     """
     judge = _Judge(list(owners), senders, list(fleet), list(own), list(ignored_destinations), checksums)
     judge.report.kernel_dropped = kernel_dropped
@@ -168,7 +175,13 @@ class _Judge:
         self._now: tuple[int, int] = (0, 0)
 
     def read(self, pcap: bytes) -> None:
-        report, senders, ports_of, flows, protos = self.report, self._senders, self._ports, self._flows, self._protos
+        report, senders, ports_of, flows, protos = (
+            self.report,
+            self._senders,
+            self._ports,
+            self._flows,
+            self._protos,
+        )
         packets_of, checksums = self._packets_of, self._checksums
         number = packets = total_bytes = sent = 0
         from_bytes = int.from_bytes
@@ -187,7 +200,9 @@ class _Judge:
             if len(frame) < 14 + length:
                 report.cut_off += 1
             elif checksums:
-                rest = ones_sum(frame[26 : 14 + length])  # addresses and segment: all but protocol and length of the sum
+                rest = ones_sum(
+                    frame[26 : 14 + length]
+                )  # addresses and segment: all but protocol and length of the sum
                 if (rest + proto + length - 20) % 65535 or from_bytes(frame[14:34], "big") % 65535:
                     self._now = (number, time_ns)
                     self._judge_checksums(frame[14:])

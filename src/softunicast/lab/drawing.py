@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The drawing is the topology: read boxes and lines of text into namespaces, links and addresses.
 
-A box is a network namespace. Its first line is the namespace's name, what follows the name is a remark. A later line
-`DEVICE ADDRESS...` (at least one address, each with or without `/length`) gives addresses of a device inside it: `lo`,
-or `brN`, a bridge; a line that begins with `#` is a remark.
+A box is a network namespace. Its first line is the namespace's name, what follows the name is a remark. A
+later line `DEVICE ADDRESS...` (at least one address, each with or without `/length`) gives addresses of a
+device inside it: `lo`, or `brN`, a bridge; a line that begins with `#` is a remark.
 
-A vertical line from a `┬` in the lower edge of one box to the `┴` in the upper edge of another is a link. On its way
-it passes through labels (text that covers the line's column): the first is the device in the upper box, the last the
-device in the lower box, each with its addresses, `DEVICE [ADDRESS/LENGTH...]`. A label that begins with `mtu` sets
-both ends' MTU. A device without address is a port of the bridge in its box. `│` is a veth pair, `┆` a tunnel: a TUN
-device at each end and a process that pumps packets between them.
+A vertical line from a `┬` in the lower edge of one box to the `┴` in the upper edge of another is a link. On
+its way it passes through labels (text that covers the line's column): the first is the device in the upper
+box, the last the device in the lower box, each with its addresses, `DEVICE [ADDRESS/LENGTH...]`. A label that
+begins with `mtu` sets both ends' MTU. A device without address is a port of the bridge in its box. `│` is a
+veth pair, `┆` a tunnel: a TUN device at each end and a process that pumps packets between them.
 
-Nothing else is read from anywhere: what is drawn is built, and tests compare the kernel with the drawing. Pure.
+Nothing else is read from anywhere: what is drawn is built, and tests compare the kernel with the drawing.
+Pure.
 """
 
 from __future__ import annotations
@@ -109,9 +110,7 @@ def _boxes(canvas: list[str], row: int, line: str) -> list[_Box]:
         if character != "┌":
             continue
         right = line.find("┐", left)
-        bottom = next(
-            (below for below in range(row + 1, len(canvas)) if canvas[below][left : left + 1] == "└"), None
-        )
+        bottom = next((below for below in range(row + 1, len(canvas)) if canvas[below][left : left + 1] == "└"), None)
         if right < 0 or bottom is None or canvas[bottom][right : right + 1] != "┘":
             raise DrawingError(f"line {row + 1}, column {left + 1}: a box that does not close")
         content = [canvas[inner][left + 1 : right].strip() for inner in range(row + 1, bottom)]

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The positive control: put a packet on a node's uplink *behind* the guard, where no program of ours can stop it.
+"""The positive control: put a packet on a node's uplink *behind* the guard, where no program of ours can stop
+it.
 
-An AF_PACKET socket with PACKET_QDISC_BYPASS hands the frame to the driver without passing tc egress (packet(7),
-net/packet/af_packet.c packet_xmit(), net/core/dev.c __dev_direct_xmit()). If the checker at the router does not report
-exactly one packet for it, its zeros mean nothing.
+An AF_PACKET socket with PACKET_QDISC_BYPASS hands the frame to the driver without passing tc egress
+(packet(7), net/packet/af_packet.c packet_xmit(), net/core/dev.c __dev_direct_xmit()). If the checker at the
+router does not report exactly one packet for it, its zeros mean nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ def send_frame(host: Host, device: str, frame: bytes, *, bypass: bool = False, c
 
 
 def inject_behind_guard(
-    host: Host, source: str = "198.51.100.10", port: int = 1, destination: str = "203.0.113.1", destination_port: int = 9
+    host: Host,
+    source: str = "198.51.100.10",
+    port: int = 1,
+    destination: str = "203.0.113.1",
+    destination_port: int = 9,
 ) -> bytes:
     """Send one UDP packet from a node as if there were no guard; returns the frame.
 

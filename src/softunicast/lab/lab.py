@@ -7,9 +7,10 @@
             lab.node("c1").run(["curl", "-s", "http://203.0.113.1/bytes/10000000"])
         assert capture.report().ok
 
-What it leaves on the machine while it lives: namespaces `<prefix>-*`, processes in them, /run/softunicast-lab/<prefix>/,
-and for each node, by its name in the plan, what its agent makes (pins, cgroups, /run/softunicast/<node>/). `down` finds all
-of it again from the prefix alone, so a lab whose maker was killed goes the same way.
+What it leaves on the machine while it lives: namespaces `<prefix>-*`, processes in them,
+/run/softunicast-lab/<prefix>/, and for each node, by its name in the plan, what its agent makes (pins,
+cgroups, /run/softunicast/<node>/). `down` finds all of it again from the prefix alone, so a lab whose maker
+was killed goes the same way.
 """
 
 from __future__ import annotations
@@ -75,7 +76,13 @@ class Host:
         """Run a program to its end, output captured as text. subprocess.TimeoutExpired kills it."""
         whole = build.entering(self.netns, _program(command))
         return subprocess.run(
-            whole, capture_output=True, text=True, timeout=timeout, check=check, input=input, env=environment()
+            whole,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=check,
+            input=input,
+            env=environment(),
         )
 
     def softunicast(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
@@ -117,13 +124,17 @@ class Lab:
         self.up()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.down()
 
     # -- life
 
     def up(self) -> None:
-        """Build, start servers and, if wanted, agents. On any error everything is taken down again and it is raised."""
+        """Build, start servers and, if wanted, agents. On any error everything is taken down again and it is
+        raised.
+        """
         build.check_tools()
         self.down()
         try:
@@ -166,12 +177,26 @@ class Lab:
         web = ",".join(f"{address}:{port}" for address in facts.WEB for port in facts.WEB_PORTS)
         echo = ",".join(f"{address}:{facts.ECHO_PORT}" for address in facts.ECHO)
         servers = ["--log", str(self.folder / "web.jsonl"), "--web", web, "--echo", echo]
-        waiting = [("servers", self._spawn("inet", "servers", [sys.executable, "-m", "softunicast.lab.servers", *servers]))]
+        waiting = [
+            (
+                "servers",
+                self._spawn("inet", "servers", [sys.executable, "-m", "softunicast.lab.servers", *servers]),
+            )
+        ]
         for link in self.topology.links:
             if link.tunnel:
-                ends = [str(part) for end in (link.upper, link.lower) for part in (self.node(end.namespace).netns, end.device)]
+                ends = [
+                    str(part)
+                    for end in (link.upper, link.lower)
+                    for part in (self.node(end.namespace).netns, end.device)
+                ]
                 command = [sys.executable, "-m", "softunicast.lab.pump", *ends]
-                waiting.append((link.upper.device, self._spawn(link.upper.namespace, f"pump-{link.upper.device}", command)))
+                waiting.append(
+                    (
+                        link.upper.device,
+                        self._spawn(link.upper.namespace, f"pump-{link.upper.device}", command),
+                    )
+                )
         self._spawn("inet", "dnsmasq", self._dnsmasq())
         for name, child in waiting:
             stream: IO[bytes] | None = child.stdout
@@ -182,8 +207,8 @@ class Lab:
     def _dnsmasq(self) -> list[str]:
         names = [f"--host-record={name},{address}" for name, address in facts.NAMES.items()]
         return [
-            "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--user=root",
-            "--pid-file=", "--bind-interfaces", f"--listen-address={facts.DNS}", "--cache-size=1000", *names,
+            "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts",
+            "--user=root", "--pid-file=", "--bind-interfaces", f"--listen-address={facts.DNS}", "--cache-size=1000", *names,
         ]  # fmt: skip
 
     def _resolves(self) -> bool:
@@ -196,7 +221,11 @@ class Lab:
     def _spawn(self, name: str, log: str, command: Sequence[str]) -> subprocess.Popen[Any]:
         with (self.folder / f"{log}.log").open("ab") as errors:
             return self.node(name).popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,
             )
 
     def log(self, name: str) -> str:
@@ -216,7 +245,9 @@ class Lab:
         self.bindings_path.write_text(dump_bindings(allocate(plan, None)), encoding="utf-8")
 
     def start_agents(self, names: Sequence[str] = facts.NODES) -> None:
-        """Start an agent on each node and wait until it says it is ready. KernelError with its last words otherwise."""
+        """Start an agent on each node and wait until it says it is ready. KernelError with its last words
+        otherwise.
+        """
         if not self.bindings_path.exists():
             self.write_bindings()
         started = {name: self.start_agent(name) for name in names}
@@ -226,9 +257,8 @@ class Lab:
     def start_agent(self, name: str) -> subprocess.Popen[Any]:
         """Start one node's agent; its output goes to agent-NAME.log. It is not waited for."""
         host = self.node(name)
-        command = [
-            "softunicast", "agent", "--plan", str(self.plan_path), "--bindings", str(self.bindings_path), "--node", host.plan_name,
-        ]  # fmt: skip
+        files = ["--plan", str(self.plan_path), "--bindings", str(self.bindings_path)]
+        command = ["softunicast", "agent", *files, "--node", host.plan_name]
         with (self.folder / f"agent-{name}.log").open("ab") as output:
             return host.popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
 
@@ -239,7 +269,9 @@ class Lab:
 
         def ready() -> bool:
             if child.poll() is not None:
-                raise KernelError(f"lab: agent of {name} ended with status {child.returncode}: {self.log(f'agent-{name}')}")
+                raise KernelError(
+                    f"lab: agent of {name} ended with status {child.returncode}: {self.log(f'agent-{name}')}"
+                )
             with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
                 return bool(json.loads(path.read_text(encoding="utf-8"))["ready"])
             return False
@@ -247,7 +279,9 @@ class Lab:
         try:
             wait_until(ready, f"agent of {name} ready", patience_s=patience_s)
         except KernelError as error:
-            raise KernelError(f"{error}; after {time.time() - began_s:.1f} s its log says: {self.log(f'agent-{name}')}") from error
+            raise KernelError(
+                f"{error}; after {time.time() - began_s:.1f} s its log says: {self.log(f'agent-{name}')}"
+            ) from error
 
     # -- use
 

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lab's VPN: a process that holds one TUN device in a node's namespace and one in a client's, and moves packets.
+"""The lab's VPN: a process that holds one TUN device in a node's namespace and one in a client's, and moves
+packets.
 
     client's kernel -> tun0 -> this process -> t1 -> the node's tc ingress, and back
 
-It stands for any program with a TUN on a server: it neither looks at packets nor keeps state. Run as
-`python -m softunicast.lab.pump NODE-NETNS NODE-DEVICE CLIENT-NETNS CLIENT-DEVICE`; the devices exist already (they are
-persistent) and may be reopened after this process was killed. Writes "ready" to standard output once it pumps. Ends
-with status 0 on SIGTERM, or when a device is removed. What cannot be written (a device that is down) is lost, as on
-any line.
+It stands for any program with a TUN on a server: it neither looks at packets nor keeps state. Run as `python
+-m softunicast.lab.pump NODE-NETNS NODE-DEVICE CLIENT-NETNS CLIENT-DEVICE`; the devices exist already (they
+are persistent) and may be reopened after this process was killed. Writes "ready" to standard output once it
+pumps. Ends with status 0 on SIGTERM, or when a device is removed. What cannot be written (a device that is
+down) is lost, as on any line.
 
 Sources: Documentation/networking/tuntap.rst, drivers/net/tun.c.
 """

@@ -4,10 +4,11 @@
 Every server says whom it saw, because that is what the lab is about: address and port *as they arrived*.
 
 Web (HTTP/1.1, keep-alive, on several addresses and ports):
-    /            `you are ADDRESS:PORT`
-    /bytes/N     N bytes: the line `TOKEN\n` again and again, cut at N. TOKEN is `?token=...` or the peer's ADDRESS:PORT,
+    /            `you are ADDRESS:PORT` /bytes/N     N bytes: the line `TOKEN\n` again and again, cut at N.
+    TOKEN is `?token=...` or the peer's ADDRESS:PORT,
                  so that a byte of somebody else's stream shows
-    /hold        head and `you are ...` at once, the connection then stays open until the peer closes it, sends
+    /hold        head and `you are ...` at once, the connection then stays open until the peer closes it,
+    sends
                  anything (answered by `released`), or somebody asks for /release
     /release     ends all held connections, says how many
 Echo, TCP: the line `ADDRESS:PORT\n` once, then whatever comes. Echo, UDP: `ADDRESS:PORT ` before what came.
@@ -16,7 +17,8 @@ The log is a file of JSON lines, flushed before the loop sleeps:
     {"event": "open", "id", "peer", "port", "server", "server_port", "t"}
     {"event": "request", "id", "path"}  {"event": "sent", "id", "bytes"}  {"event": "close", "id", "error"}
 
-Run as `python -m softunicast.lab.servers --log FILE --web A:P,... --echo A:P,...`; writes "ready" when all listen.
+Run as `python -m softunicast.lab.servers --log FILE --web A:P,... --echo A:P,...`; writes "ready" when all
+listen.
 """
 
 from __future__ import annotations
@@ -124,7 +126,13 @@ class Servers:
             self._connections[sock.fileno()] = connection
             server, server_port = sock.getsockname()
             self._note(
-                event="open", id=self._count, peer=peer, port=port, server=server, server_port=server_port, t=time.time()
+                event="open",
+                id=self._count,
+                peer=peer,
+                port=port,
+                server=server,
+                server_port=server_port,
+                t=time.time(),
             )
             self._epoll.register(sock.fileno(), connection.interest)
             if not web:

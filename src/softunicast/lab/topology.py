@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lab's network: the drawing (which is what is built), and what a drawing cannot say: routes, sysctls, the plan.
+"""The lab's network: the drawing (which is what is built), and what a drawing cannot say: routes, sysctls,
+the plan.
 
-The router spreads 198.51.100.0/24 over both nodes by a hash of the flow (`fib_multipath_hash_policy=1`), so that half
-of the answers come to the wrong one. The internet has no route to 10.0.0.0/8: nothing that left unrewritten can be
-answered. On the line between router and internet checksum offload, GSO, TSO and GRO are off, so that a capture at
-`inet0` sees final checksums and packets of wire size.
+The router spreads 198.51.100.0/24 over both nodes by a hash of the flow (`fib_multipath_hash_policy=1`), so
+that half of the answers come to the wrong one. The internet has no route to 10.0.0.0/8: nothing that left
+unrewritten can be answered. On the line between router and internet checksum offload, GSO, TSO and GRO are
+off, so that a capture at `inet0` sees final checksums and packets of wire size.
 """
 
 from __future__ import annotations
@@ -108,7 +109,9 @@ def topology() -> Topology:
 
 
 def plan_name(prefix: str, node: str) -> str:
-    """A node's name in the plan. It names folders of this machine, so labs beside the default one put their prefix in."""
+    """A node's name in the plan. It names folders of this machine, so labs beside the default one put their
+    prefix in.
+    """
     return node if prefix == "su" else f"{prefix}-{node}"
 
 
@@ -119,7 +122,9 @@ def mac(namespace: str, device: str) -> str:
 
 
 def plan_text(prefix: str) -> str:
-    """plan.yaml of a lab: the pools of the demonstration and of the contests, and timers short enough to be waited for."""
+    """plan.yaml of a lab: the pools of the demonstration and of the contests, and timers short enough to be
+    waited for.
+    """
     lhr1, lhr2 = (plan_name(prefix, node) for node in NODES)
     nodes = "\n".join(_node_text(plan_name(prefix, node), number) for number, node in enumerate(NODES, 1))
     return f"""\
@@ -131,8 +136,8 @@ sites:
     nodes:
 {nodes}
 pools:
-  gb: {{addresses: [198.51.100.10-198.51.100.11], site: lhr, slice_ports: 2048, tags: {{country: GB, product: gateway}}}}
-  ten:
+  gb: {{addresses: [198.51.100.10-198.51.100.11], site: lhr, slice_ports: 2048, tags: {{country: GB, product:
+  gateway}}}} ten:
     site: lhr
     slices:
       - {{slice: "198.51.100.20:9000-9009", node: {lhr1}}}
@@ -146,7 +151,8 @@ pools:
     slices:
       - {{slice: "198.51.100.22:4096-6143", node: {lhr1}}}
 settings:
-  timers: {{tcp_transitory_s: 20, tcp_established_s: 300, tcp_linger_s: 5, sock_linger_s: 60, sock_reuse_s: 1, udp_s: 10, icmp_s: 5}}
+  timers: {{tcp_transitory_s: 20, tcp_established_s: 300, tcp_linger_s: 5, sock_linger_s: 60, sock_reuse_s: 1,
+  udp_s: 10, icmp_s: 5}}
 """
 
 
@@ -156,11 +162,14 @@ def _node_text(name: str, number: int) -> str:
         underlay: 10.0.1.1{number}
         uplinks: [eth0]
         onramps:
-          c{number}: {{device: c{number}, pool: gb, sources: [10.64.{number}.0/24], gateway4: 10.64.{number}.1}}
-          t{number}: {{device: t{number}, pool: gb, sources: [10.65.{number}.0/24], gateway4: 10.65.{number}.1}}"""
+          c{number}: {{device: c{number}, pool: gb, sources: [10.64.{number}.0/24], gateway4:
+          10.64.{number}.1}} t{number}: {{device: t{number}, pool: gb, sources: [10.65.{number}.0/24],
+          gateway: 10.65.{number}.1}}
+          """
 
 
-# Slices of the plan above that two drawings of it must agree on: (address, first, last, node); `gb` is allocated.
+# Slices of the plan above that two drawings of it must agree on: (address, first, last, node); `gb` is
+# allocated.
 STATIC_SLICES: Final = (
     (IPv4Address("198.51.100.20"), 9000, 9009, "lhr1"),
     (IPv4Address("198.51.100.20"), 9010, 9019, "lhr2"),

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a node's agent leaves on the machine, outside of its network namespace: found by the node's name and removed.
+"""What a node's agent leaves on the machine, outside of its network namespace: found by the node's name and
+removed.
 
-Removing a pinned link detaches its program (Documentation/bpf/libbpf, bpf_link). This is the lab's way of ending a node
-whose agent may be dead or broken; a living node is ended by `softunicast agent uninstall`.
+Removing a pinned link detaches its program (Documentation/bpf/libbpf, bpf_link). This is the lab's way of
+ending a node whose agent may be dead or broken; a living node is ended by `softunicast agent uninstall`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ def cgroup_root() -> Path | None:
 
 
 def forget_node(name: str) -> None:
-    """Remove pins, state and cgroups of a node. Processes in its cgroups are killed. What is not there is no error."""
+    """Remove pins, state and cgroups of a node. Processes in its cgroups are killed. What is not there is no
+    error.
+    """
     shutil.rmtree(BPF_FOLDER / name, ignore_errors=True)
     shutil.rmtree(STATE_FOLDER / name, ignore_errors=True)
     root = cgroup_root()
@@ -41,7 +44,11 @@ def forget_node(name: str) -> None:
 def traces(name: str) -> list[Path]:
     """What there is of a node; empty: nothing."""
     root = cgroup_root()
-    places = [BPF_FOLDER / name, STATE_FOLDER / name, *([root / "softunicast" / name] if root is not None else [])]
+    places = [
+        BPF_FOLDER / name,
+        STATE_FOLDER / name,
+        *([root / "softunicast" / name] if root is not None else []),
+    ]
     return [place for place in places if place.exists()]
 
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the lab's web and echo servers saw, read back from their log (its lines: see softunicast.lab.servers)."""
+"""What the lab's web and echo servers saw, read back from their log (its lines: see
+softunicast.lab.servers).
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,9 @@ from dataclasses import dataclass, field
 class Seen:
     """One TCP connection as a server saw it.
 
-    `peer` and `port` as they arrived; `paths` the requests so far (queries included); `sent_bytes` what was sent, heads
-    included; `opened_s` seconds since 1970; `live` until it is closed; `error` the errno's name when it broke.
+    `peer` and `port` as they arrived; `paths` the requests so far (queries included); `sent_bytes` what was
+    sent, heads included; `opened_s` seconds since 1970; `live` until it is closed; `error` the errno's name
+    when it broke.
     """
 
     number: int
@@ -42,9 +45,7 @@ def read_web_log(lines: Iterable[str]) -> list[Seen]:
         event = json.loads(line)
         number = event["id"]
         if event["event"] == "open":
-            seen[number] = Seen(
-                number, event["peer"], event["port"], event["server"], event["server_port"], event["t"]
-            )
+            seen[number] = Seen(number, event["peer"], event["port"], event["server"], event["server_port"], event["t"])
         elif event["event"] == "request":
             seen[number].paths.append(event["path"])
         elif event["event"] == "sent":

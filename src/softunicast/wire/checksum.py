@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Internet checksum (RFC 1071), by arithmetic on one large integer.
 
-The ones' complement sum of 16-bit words is the number they form, modulo 2^16 - 1: 2^16 is 1 there, so every word has
-weight 1 wherever it stands, and so has every run of words: halves of a large number are added before the costly
-division. Python does that in C, which makes it the fastest way it has: 4 microseconds for 1,500 bytes. A packet is right when its sum, checksum field included, is 0 modulo 65,535 (RFC 1071
-section 1 calls that sum "all ones"; a sum of all zero bytes cannot occur, headers are never all zero).
+The ones' complement sum of 16-bit words is the number they form, modulo 2^16 - 1: 2^16 is 1 there, so every
+word has weight 1 wherever it stands, and so has every run of words: halves of a large number are added before
+the costly division. Python does that in C, which makes it the fastest way it has: 4 microseconds for 1,500
+bytes. A packet is right when its sum, checksum field included, is 0 modulo 65,535 (RFC 1071 section 1 calls
+that sum "all ones"; a sum of all zero bytes cannot occur, headers are never all zero).
 """
 
 from __future__ import annotations
@@ -31,12 +32,16 @@ def ones_sum(data: bytes) -> int:
 
 
 def checksum(data: bytes, start: int = 0) -> int:
-    """What to write into a checksum field that is zero in `data`. `start`: sum of what precedes (a pseudo header)."""
+    """What to write into a checksum field that is zero in `data`. `start`: sum of what precedes (a pseudo
+    header).
+    """
     return 65535 - (ones_sum(data) + start) % 65535
 
 
 def pseudo_sum(source: bytes, destination: bytes, proto: int, length: int) -> int:
-    """Sum of the pseudo header (RFC 9293 section 3.1, RFC 8200 section 8.1). Addresses packed, 4 or 16 bytes each."""
+    """Sum of the pseudo header (RFC 9293 section 3.1, RFC 8200 section 8.1). Addresses packed, 4 or 16 bytes
+    each.
+    """
     return (ones_sum(source) + ones_sum(destination) + proto + length) % 65535
 
 

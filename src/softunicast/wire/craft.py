@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make packets with right lengths and checksums: for injecting, for `explain`, for tests.
 
-Addresses are text or `ipaddress` objects; IPv4 or IPv6 follows from them. Ports and ids are numbers in host meaning.
+Addresses are text or `ipaddress` objects; IPv4 or IPv6 follows from them. Ports and ids are numbers in host
+meaning.
 """
 
 from __future__ import annotations
@@ -16,12 +17,18 @@ from .packet import ECHO_REPLY, ECHO_REPLY6, ECHO_REQUEST, ECHO_REQUEST6, SYN
 Address = str | IPv4Address | IPv6Address
 
 
-def ip(source: Address, destination: Address, proto: int, payload: bytes, *, ttl: int = 64, ident: int = 0) -> bytes:
+def ip(
+    source: Address, destination: Address, proto: int, payload: bytes, *, ttl: int = 64, ident: int = 0
+) -> bytes:
     """An IP packet around a finished transport segment, not to be fragmented."""
     first, last = ip_address(source), ip_address(destination)
     if first.version == 6:
         return struct.pack("!IHBB", 6 << 28, len(payload), proto, ttl) + first.packed + last.packed + payload
-    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), ident, 0x4000, ttl, proto, 0) + first.packed + last.packed
+    head = (
+        struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), ident, 0x4000, ttl, proto, 0)
+        + first.packed
+        + last.packed
+    )
     return head[:10] + struct.pack("!H", checksum(head) % 65535) + head[12:] + payload
 
 
@@ -31,7 +38,9 @@ def _finish(source: Address, destination: Address, proto: int, segment: bytes, a
     return ip(source, destination, proto, whole, ttl=ttl)
 
 
-def udp(source: Address, sport: int, destination: Address, dport: int, payload: bytes = b"", *, ttl: int = 64) -> bytes:
+def udp(
+    source: Address, sport: int, destination: Address, dport: int, payload: bytes = b"", *, ttl: int = 64
+) -> bytes:
     """A UDP datagram in an IP packet."""
     segment = struct.pack("!HHHH", sport, dport, 8 + len(payload), 0) + payload
     return _finish(source, destination, UDP, segment, 6, ttl)
@@ -60,9 +69,18 @@ def echo(
 
 
 def icmp_error(
-    source: Address, destination: Address, kind: int, code: int, quoted: bytes, *, rest: int = 0, ttl: int = 64
+    source: Address,
+    destination: Address,
+    kind: int,
+    code: int,
+    quoted: bytes,
+    *,
+    rest: int = 0,
+    ttl: int = 64,
 ) -> bytes:
-    """An ICMP or ICMPv6 error quoting (the start of) a packet. `rest`: the 32 bits before it, e.g. the next hop's MTU."""
+    """An ICMP or ICMPv6 error quoting (the start of) a packet. `rest`: the 32 bits before it, e.g. the next
+    hop's MTU.
+    """
     proto = ICMPV6 if ip_address(source).version == 6 else ICMP
     return _finish(source, destination, proto, struct.pack("!BBHI", kind, code, 0, rest) + quoted, 2, ttl)
 

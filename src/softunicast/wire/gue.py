@@ -4,8 +4,8 @@
     0                   1                   2                   3
     |Ver|C|  Hlen   |  Proto/ctype  |             Flags             |
 
-Ver 0, C 0 (data), Hlen 0 (32-bit words of optional fields), Proto 4 (IPv4) or 41 (IPv6). Bit 0x0002 of Flags is ours:
-FINAL, the receiver owns the packet or drops it.
+Ver 0, C 0 (data), Hlen 0 (32-bit words of optional fields), Proto 4 (IPv4) or 41 (IPv6). Bit 0x0002 of Flags
+is ours: FINAL, the receiver owns the packet or drops it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ IPV4, IPV6 = 4, 41
 
 @dataclass(frozen=True, slots=True)
 class Gue:
-    """A header. `proto`: 4 or 41; `flags` in host order; `inner`: offset of the carried packet behind the UDP header."""
+    """A header. `proto`: 4 or 41; `flags` in host order; `inner`: offset of the carried packet behind the UDP
+    header.
+    """
 
     proto: int
     flags: int = 0
@@ -41,7 +43,9 @@ class Gue:
 
 
 def unpack(payload: bytes) -> Gue:
-    """Read the header at the start of a UDP payload. Malformed: not variant 0, a control message, or cut off."""
+    """Read the header at the start of a UDP payload. Malformed: not variant 0, a control message, or
+    cut off.
+    """
     if len(payload) < HEADER_BYTES:
         raise Malformed(f"GUE of {len(payload)} bytes")
     first, proto, flags = struct.unpack_from("!BBH", payload)

@@ -4,7 +4,8 @@
     |version..ttl|proto|source|destination|     IPv4 (RFC 791), IPv6 (RFC 8200) with its extension headers
                       |source port|destination port|...             TCP (RFC 9293), UDP (RFC 768)
                       |type|code|checksum|id|sequence|...            ICMP echo (RFC 792, RFC 4443)
-                      |type|code|checksum|4 bytes|quoted packet...   ICMP errors: 8 bytes and more behind its IP header
+                      |type|code|checksum|4 bytes|quoted packet...   ICMP errors: 8 bytes and more behind its
+                      IP header
 
 Pure and without opinion: it says what stands there. `checksum_errors` judges checksums, the callers the rest.
 """
@@ -18,7 +19,16 @@ from typing import Final
 
 from .checksum import ICMP, ICMPV6, TCP, UDP, ones_sum, pseudo_sum
 
-NAMES: Final = {TCP: "tcp", UDP: "udp", ICMP: "icmp", ICMPV6: "icmp6", 2: "igmp", 47: "gre", 4: "ipip", 41: "ip6"}
+NAMES: Final = {
+    TCP: "tcp",
+    UDP: "udp",
+    ICMP: "icmp",
+    ICMPV6: "icmp6",
+    2: "igmp",
+    47: "gre",
+    4: "ipip",
+    41: "ip6",
+}
 EXTENSIONS: Final = frozenset({0, 43, 60})  # hop-by-hop, routing, destination options
 FRAGMENT: Final = 44
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
@@ -34,10 +44,11 @@ class Malformed(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """One packet. Ports and ids are numbers in host meaning; None where the packet has none (later fragments too).
+    """One packet. Ports and ids are numbers in host meaning; None where the packet has none (later fragments
+    too).
 
-    `length` is the IP length (what the header says), `payload` the offset of what is behind the transport's fixed
-    header (TCP: behind its options); -1 when it is cut off. `fragment_offset` counts bytes.
+    `length` is the IP length (what the header says), `payload` the offset of what is behind the transport's
+    fixed header (TCP: behind its options); -1 when it is cut off. `fragment_offset` counts bytes.
     """
 
     version: int
@@ -90,7 +101,9 @@ class Packet:
         if self.icmp_id is not None:
             text += f" id {self.icmp_id}"
         if self.proto == TCP and self.tcp_flags:
-            marks = "".join(mark for bit, mark in ((SYN, "S"), (FIN, "F"), (RST, "R"), (ACK, ".")) if self.tcp_flags & bit)
+            marks = "".join(
+                mark for bit, mark in ((SYN, "S"), (FIN, "F"), (RST, "R"), (ACK, ".")) if self.tcp_flags & bit
+            )
             text += f" [{marks}]"
         if self.is_fragment:
             text += f" fragment {self.ident} at {self.fragment_offset}"
@@ -107,8 +120,8 @@ def _place(address: IPv4Address | IPv6Address, port: int | None) -> str:
 def parse(data: bytes, *, quoted: bool = False) -> Packet:
     """Read a packet that begins at data[0]; bytes behind its end (Ethernet padding) are ignored.
 
-    `quoted`: it comes from inside an ICMP error, so it may be cut off anywhere behind 8 bytes of its transport.
-    Raises Malformed.
+    `quoted`: it comes from inside an ICMP error, so it may be cut off anywhere behind 8 bytes of its
+    transport. Raises Malformed.
     """
     if not data:
         raise Malformed("empty")
@@ -123,7 +136,9 @@ def parse(data: bytes, *, quoted: bool = False) -> Packet:
 def _parse4(data: bytes, quoted: bool) -> Packet:
     if len(data) < 20:
         raise Malformed(f"an IPv4 header of {len(data)} bytes")
-    first, _, length, ident, fragment, ttl, proto, _, source, destination = struct.unpack_from("!BBHHHBBH4s4s", data)
+    first, _, length, ident, fragment, ttl, proto, _, source, destination = struct.unpack_from(
+        "!BBHHHBBH4s4s", data
+    )
     transport = (first & 15) * 4
     if transport < 20 or length < transport or (not quoted and length > len(data)) or len(data) < transport:
         raise Malformed(f"IPv4 header length {transport}, total length {length}, {len(data)} bytes here")
@@ -201,8 +216,8 @@ def _with(head: Packet, changes: dict[str, int | Packet | None]) -> Packet:
 def checksum_errors(data: bytes) -> tuple[str, ...]:
     """Which checksums of a whole packet are wrong: "ip", "tcp", "udp", "icmp", "icmp6"; empty: all are right.
 
-    A UDP checksum of zero over IPv4 means there is none (RFC 768). Of a fragment only the header is judged. Raises
-    Malformed.
+    A UDP checksum of zero over IPv4 means there is none (RFC 768). Of a fragment only the header is judged.
+    Raises Malformed.
     """
     packet = parse(data)
     wrong = []

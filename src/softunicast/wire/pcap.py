@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read capture files (pcap, draft-ietf-opsawg-pcap): micro- and nanosecond times, either byte order.
 
-    |magic|major|minor|0|0|snaplen|link type|  |seconds|fraction|captured|on the wire|bytes|  |...
+|magic|major|minor|0|0|snaplen|link type|  |seconds|fraction|captured|on the wire|bytes|  |...
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ class Pcap:
     unit_ns: int
 
     def frames(self) -> Iterator[tuple[int, bytes, int]]:
-        """(time in ns since 1970, bytes captured, length on the wire). A record that is cut off ends it silently: a
-        capture may be read while it grows."""
+        """(time in ns since 1970, bytes captured, length on the wire). A record that is cut off ends it
+        silently: a capture may be read while it grows.
+        """
         data, unit_ns = self.data, self.unit_ns
         record = struct.Struct(f"{self.order}IIII")
         unpack, size, at, end = record.unpack_from, record.size, 24, len(data)
