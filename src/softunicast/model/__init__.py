@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pure model: addresses, slices, the plan, its allocation and the bindings. No I/O, no clock, no randomness."""
+"""The pure model: addresses, slices, plan, allocation, bindings. No I/O, no clock, no randomness."""

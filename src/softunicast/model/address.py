@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Addresses and networks as people write them.
 
-Everything here raises ValueError with a text of the form "problem" or "problem; remedy", which the plan's reader puts
-behind file, line and path. IPv4-mapped IPv6 (::ffff:a.b.c.d, RFC 4291 section 2.5.5.2) is refused everywhere: the
-kernel's maps use that form for IPv4, and one address must have one name. Zone ids (fe80::1%eth0) are refused too.
+Everything here raises ValueError with a text of the form "problem" or "problem; remedy", which the plan's
+reader puts behind file, line and path. IPv4-mapped IPv6 (::ffff:a.b.c.d, RFC 4291 section 2.5.5.2) is refused
+everywhere: the kernel's maps use that form for IPv4, and one address must have one name. Zone ids
+(fe80::1%eth0) are refused too.
 """
 
 from __future__ import annotations

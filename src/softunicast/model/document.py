@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """YAML text -> plain data, with the line of every key and value.
 
-The text is composed into a graph of nodes (ruamel.yaml, YAML 1.2: `yes` and `on` are strings) that knows where each
-thing stands; the graph is then walked here rather than by the library's constructor, because a plan wants less than
-YAML offers and clearer answers: no key twice, no tags, no merge keys, keys are strings as written, and whatever is
-not a number, a boolean or null is a string. Any input gives a Document or a PlanError, never another exception.
+The text is composed into a graph of nodes (ruamel.yaml, YAML 1.2: `yes` and `on` are strings) that knows
+where each thing stands; the graph is then walked here rather than by the library's constructor, because a
+plan wants less than YAML offers and clearer answers: no key twice, no tags, no merge keys, keys are strings
+as written, and whatever is not a number, a boolean or null is a string. Any input gives a Document or a
+PlanError, never another exception.
 """
 
 from __future__ import annotations
@@ -93,12 +94,14 @@ def _compose(text: str, file: str) -> Node | None:
         problem = " ".join(str(error.problem or error.context or "not YAML").split())
         raise PlanError(file, mark.line + 1 if mark else 0, f"not YAML: {problem}", _remedy(problem)) from error
     except ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1 if isinstance(error.position, int) else 0
-        raise PlanError(file, line, "a character that YAML does not allow", "remove it; save as UTF-8") from error
+        where = text.count("\n", 0, error.position) + 1 if isinstance(error.position, int) else 0
+        raise PlanError(file, where, "a character that YAML does not allow", "remove it; save as UTF-8") from error
     except RecursionError as error:
         raise PlanError(file, 0, "nested too deeply", f"a plan has at most {MAX_DEPTH} levels") from error
-    except Exception as error:  # noqa: BLE001 - the parser trips over some texts (AttributeError, ValueError ...)
-        raise PlanError(file, 0, f"not YAML: {type(error).__name__}", "begin with the example in docs/plan.md") from error
+    except Exception as error:  # the parser trips over some texts (AttributeError, ValueError ...)
+        raise PlanError(
+            file, 0, f"not YAML: {type(error).__name__}", "begin with the example in docs/plan.md"
+        ) from error
     return node
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a plan describes: prefixes, sites, nodes, on-ramps, pools, settings. Values only; model.plan reads and checks.
+"""What a plan describes: prefixes, sites, nodes, on-ramps, pools, settings. model.plan reads and checks.
 
 Indices used in the kernel's maps follow from sorted names, so that every node computes the same ones:
 nodes 1.. over the fleet, sites 1.., pools 0.., on-ramps of a node 1.., tenants 1.. (0: none).
@@ -30,7 +30,7 @@ class Prefix:
 
 @dataclass(frozen=True, slots=True)
 class Onramp:
-    """Where inner packets come in. `slice` limits its flows to a range; `sources` are its clients' networks."""
+    """Where inner packets come in. `slice` limits its flows; `sources` are its clients' networks."""
 
     name: str
     device: str
@@ -163,7 +163,9 @@ class Plan:
         """UsageError: no such pool."""
         if name in self.pools:
             return self.pools[name]
-        raise UsageError(f"{self.file}: no pool {name!r} in the plan; its pools: {', '.join(sorted(self.pools)) or 'none'}")
+        raise UsageError(
+            f"{self.file}: no pool {name!r} in the plan; its pools: {', '.join(sorted(self.pools)) or 'none'}"
+        )
 
     def node_index(self, name: str) -> int:
         """Index in the map `nodes`, from 1."""

@@ -3,9 +3,9 @@
 
     address --hash--> (base, shift)        owners[base + (port >> shift)] -> binding or nobody
 
-The same two steps as steer.bpf.c does, over the same packed table: addresses in sorted order, each with
-65536 >> shift entries. A part may be wider than the slice in it (all of an IPv6 address, its ports 0-1023 never given
-out), so `owner` looks at the slice's range as well, as the owning node's own lookup does.
+The same two steps as steer.bpf.c does, over the same packed table: addresses in sorted order, each with 65536
+>> shift entries. A part may be wider than the slice in it (all of an IPv6 address, its ports 0-1023 never
+given out), so `owner` looks at the slice's range as well, as the owning node's own lookup does.
 """
 
 from __future__ import annotations

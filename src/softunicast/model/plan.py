@@ -13,10 +13,21 @@ from softunicast.model.fleet import Node, Onramp, Plan, Pool, Prefix, Settings, 
 from softunicast.model.reading import PlanReader
 from softunicast.model.shape import check_shape
 
-__all__ = ["Node", "Onramp", "Plan", "Pool", "Prefix", "Settings", "Site", "StaticSlice", "Timers", "load_plan"]
+__all__ = [
+    "Node",
+    "Onramp",
+    "Plan",
+    "Pool",
+    "Prefix",
+    "Settings",
+    "Site",
+    "StaticSlice",
+    "Timers",
+    "load_plan",
+]
 
 
 def load_plan(text: str, file: str) -> Plan:
-    """Parse and check a plan. `file` is only for messages. PlanError: the first mistake, one line; no other exception."""
+    """Parse and check a plan. `file` is for messages. PlanError: the first mistake; never another exception."""
     document = load_document(text, file)
     return PlanReader(document, check_shape(document)).read()

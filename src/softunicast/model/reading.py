@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a plan's shape to the fleet it describes: every name resolved, every address placed, or one PlanError.
 
-Checked in the order of the file: prefixes, sites and their nodes, pools, then the nodes' on-ramps (which name pools),
-settings. What is checked is listed in docs/plan.md under "What is refused", with the exact texts.
+Checked in the order of the file: prefixes, sites and their nodes, pools, then the nodes' on-ramps (which name
+pools), settings. What is checked is listed in docs/plan.md under "What is refused", with the exact texts.
 """
 
 from __future__ import annotations
@@ -12,15 +12,26 @@ from collections.abc import Callable, Sequence
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final, TypeVar
 
-from softunicast.model.address import IPAddress, IPNetwork, contains, network_key, overlaps, parse_address, parse_network
+from softunicast.model.address import (
+    IPAddress,
+    IPNetwork,
+    contains,
+    network_key,
+    overlaps,
+    parse_address,
+    parse_network,
+)
 from softunicast.model.document import Document, Path
 from softunicast.model.fleet import Node, Plan, Pool, Prefix, Settings, Site, Timers
 from softunicast.model.reading_onramps import read_onramps
 from softunicast.model.reading_pools import PoolReader
 from softunicast.model.shape import NodeShape, PlanShape, SettingsShape
 
-MAX_OWNERS: Final = 1 << 24
-"""Entries of the steering table: 65536 >> shift for each address."""
+MAX_OWNERS: Final = 1 << 20
+"""Entries of the steering table: 65536 >> shift for each address. As bpf/include/maps.h, like those below."""
+MAX_ADDRESSES: Final = 4096
+MAX_NODES: Final = 4095
+MAX_POOLS: Final = 1024
 MAX_UPLINKS: Final = 8
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
@@ -64,7 +75,9 @@ class PlanReader:
     def unknown(self, path: Path, kind: str, name: str, known: Sequence[str], *, key: bool = False) -> None:
         """Fail unless `name` is one of `known`."""
         if name not in known:
-            self.document.fail(path, f"no {kind} {name!r}", f"its {kind}s: {', '.join(sorted(known)) or 'none'}", key=key)
+            self.document.fail(
+                path, f"no {kind} {name!r}", f"its {kind}s: {', '.join(sorted(known)) or 'none'}", key=key
+            )
 
     def read(self) -> Plan:
         self._names()
@@ -75,14 +88,26 @@ class PlanReader:
         sites = {name: self._with_onramps(site, pools) for name, site in sites.items()}
         settings = self._settings(self.shape.settings)
         plan = Plan(self.document.file, self.prefixes, sites, pools, settings)
-        owners = sum(65536 >> shift for shift in plan.address_shifts().values())
-        if owners > MAX_OWNERS:
-            self.document.fail(
-                ("pools",),
-                f"the steering table would have {owners} entries, more than {MAX_OWNERS}",
-                "use larger slice_ports, or fewer addresses with static slices",
-            )
+        self._sizes(plan)
         return plan
+
+    def _sizes(self, plan: Plan) -> None:
+        shifts = plan.address_shifts()
+        owners = sum(65536 >> shift for shift in shifts.values())
+        for path, what, found, most, remedy in (
+            ("sites", "nodes", len(self.nodes), MAX_NODES, "split the fleet"),
+            ("pools", "pools", len(plan.pools), MAX_POOLS, "join pools"),
+            ("pools", "addresses", len(shifts), MAX_ADDRESSES, "split the fleet"),
+            (
+                "pools",
+                "steering entries",
+                owners,
+                MAX_OWNERS,
+                "use larger slice_ports, or static slices of fewer addresses",
+            ),
+        ):
+            if found > most:
+                self.document.fail((path,), f"{found} {what}, at most {most} fit", remedy)
 
     def _names(self) -> None:
         named: list[tuple[Path, str]] = [(("sites", name), name) for name in self.shape.sites]
@@ -95,7 +120,9 @@ class PlanReader:
         for path, name in named:
             if NAME.fullmatch(name) is None:
                 self.document.fail(
-                    path, f"{name[:70]!r} is no name", "use up to 63 letters, digits, `-`, `_` and `.`, a letter or digit first",
+                    path,
+                    f"{name[:70]!r} is no name",
+                    "use up to 63 letters, digits, `-`, `_` and `.`, a letter or digit first",
                     key=True,
                 )
 
@@ -112,7 +139,9 @@ class PlanReader:
                     self.document.fail((*path, "prefix"), f"{network} overlaps {other.network}", "keep the wider one")
             announce = tuple(sorted(self.shape.sites)) if shape.announce is None else tuple(shape.announce)
             if not announce:
-                self.document.fail((*path, "announce"), "no site announces it", "name sites, or leave `announce` out for all")
+                self.document.fail(
+                    (*path, "announce"), "no site announces it", "name sites, or leave `announce` out for all"
+                )
             for at, site in enumerate(announce):
                 self.unknown((*path, "announce", at), "site", site, list(self.shape.sites))
                 if site in announce[:at]:
@@ -123,7 +152,11 @@ class PlanReader:
     def _ordinary(self, path: Path, network: IPNetwork) -> None:
         for special, meaning in _SPECIAL:
             if overlaps(network, special):
-                self.document.fail(path, f"{network} is {meaning} ({special})", "use addresses that the Internet routes to you")
+                self.document.fail(
+                    path,
+                    f"{network} is {meaning} ({special})",
+                    "use addresses that the Internet routes to you",
+                )
 
     def _sites(self) -> dict[str, Site]:
         sites: dict[str, Site] = {}
@@ -134,12 +167,16 @@ class PlanReader:
             for name, node_shape in shape.nodes.items():
                 path: Path = ("sites", site, "nodes", name)
                 if name in homes:
-                    self.document.fail(path, f"site {homes[name]} has a node of this name", "rename one of them", key=True)
+                    self.document.fail(
+                        path, f"site {homes[name]} has a node of this name", "rename one of them", key=True
+                    )
                 homes[name] = site
                 node = self._node(path, site, name, node_shape)
                 if node.underlay in underlays:
                     self.document.fail(
-                        (*path, "underlay"), f"{node.underlay} is {underlays[node.underlay]}'s", "give each node its own"
+                        (*path, "underlay"),
+                        f"{node.underlay} is {underlays[node.underlay]}'s",
+                        "give each node its own",
                     )
                 underlays[node.underlay] = name
                 nodes[name] = node
@@ -152,11 +189,16 @@ class PlanReader:
         underlay = self.parsed((*path, "underlay"), parse_address, shape.underlay)
         for special, meaning in _SPECIAL:
             if contains(special, underlay):
-                self.document.fail((*path, "underlay"), f"{underlay} is {meaning}", "use the address that other nodes reach it by")
+                self.document.fail(
+                    (*path, "underlay"),
+                    f"{underlay} is {meaning}",
+                    "use the address that other nodes reach it by",
+                )
         for prefix in self.prefixes:
             if contains(prefix.network, underlay):
                 self.document.fail(
-                    (*path, "underlay"), f"{underlay} is within the fleet's prefix {prefix.network}",
+                    (*path, "underlay"),
+                    f"{underlay} is within the fleet's prefix {prefix.network}",
                     "use an address of the node's own, which no other site announces",
                 )
         for at, device in enumerate(shape.uplinks):
@@ -171,7 +213,9 @@ class PlanReader:
     def device(self, path: Path, name: str) -> str:
         """A name that Linux takes for a device."""
         if _DEVICE.fullmatch(name) is None or name in (".", ".."):
-            self.document.fail(path, f"{name[:40]!r} is no device name", "use at most 15 characters, no space, `/` or `:`")
+            self.document.fail(
+                path, f"{name[:40]!r} is no device name", "use at most 15 characters, no space, `/` or `:`"
+            )
         return name
 
     def _with_onramps(self, site: Site, pools: dict[str, Pool]) -> Site:
@@ -181,7 +225,9 @@ class PlanReader:
         mask = shape.mark if shape.mark_mask is None else shape.mark_mask
         if shape.mark & ~mask:
             self.document.fail(
-                ("settings", "mark"), f"{shape.mark:#x} has bits outside mark_mask {mask:#x}", "widen the mask or change the mark"
+                ("settings", "mark"),
+                f"{shape.mark:#x} has bits outside mark_mask {mask:#x}",
+                "widen the mask or change the mark",
             )
         return Settings(
             mark=shape.mark,

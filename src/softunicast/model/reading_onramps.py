@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from softunicast.model.reading import PlanReader
 
 WIDEST = {4: 8, 6: 16}
-"""Shortest allowed prefix of a client network: its addresses are never answers' sources, so it must not be the world."""
+"""Shortest prefix of a client network: its addresses are never answers' sources, so it is not the world."""
 
 
 def read_onramps(reader: PlanReader, node: Node, pools: dict[str, Pool]) -> Node:
@@ -31,7 +31,11 @@ def read_onramps(reader: PlanReader, node: Node, pools: dict[str, Pool]) -> Node
         if onramp.device in node.uplinks:
             reader.document.fail((*at, "device"), f"{onramp.device} is an uplink", "an on-ramp has a device of its own")
         if onramp.device in devices:
-            reader.document.fail((*at, "device"), f"{onramp.device} is on-ramp {devices[onramp.device]}'s", "one device, one on-ramp")
+            reader.document.fail(
+                (*at, "device"),
+                f"{onramp.device} is on-ramp {devices[onramp.device]}'s",
+                "one device, one on-ramp",
+            )
         devices[onramp.device] = name
         onramps[name] = onramp
     return dataclasses.replace(node, onramps=dict(sorted(onramps.items())))
@@ -47,7 +51,10 @@ class _Reader:
         device = self._reader.device((*self._path, "device"), name if shape.device is None else shape.device)
         pool = self._pool()
         sources = self._sources()
-        gateway4, gateway6 = self._gateway("gateway", shape.gateway, 4), self._gateway("gateway6", shape.gateway6, 6)
+        if shape.gateway is not None and shape.gateway4 is not None:
+            self._document.fail((*self._path, "gateway"), "is gateway4 by another name", "keep one of them")
+        key, text = ("gateway4", shape.gateway4) if shape.gateway is None else ("gateway", shape.gateway)
+        gateway4, gateway6 = self._gateway(key, text, 4), self._gateway("gateway6", shape.gateway6, 6)
         if shape.tenant is not None and not 0 < len(shape.tenant) <= 63:
             self._document.fail((*self._path, "tenant"), "is empty or longer than 63 characters", "write a short name")
         return Onramp(
@@ -68,12 +75,16 @@ class _Reader:
             if len(mine) == 1:
                 return mine[0]
             names = ", ".join(pool.name for pool in mine) or "none"
-            self._document.fail(self._path, f"names no pool, and {self._node.name} has these: {names}", "add `pool: NAME`")
+            self._document.fail(
+                self._path, f"names no pool, and {self._node.name} has these: {names}", "add `pool: NAME`"
+            )
         path = (*self._path, "pool")
         self._reader.unknown(path, "pool", self._shape.pool, list(self._pools))
         pool = self._pools[self._shape.pool]
         if pool not in mine:
-            self._document.fail(path, f"{self._node.name} is not among the nodes of pool {pool.name}", "name a pool it is in")
+            self._document.fail(
+                path, f"{self._node.name} is not among the nodes of pool {pool.name}", "name a pool it is in"
+            )
         return pool
 
     def _sources(self) -> tuple[IPNetwork, ...]:
@@ -83,13 +94,25 @@ class _Reader:
             self._document.fail(path, "no source is allowed", "name the clients' networks, such as 10.1.0.0/24")
         for source in sources:
             if source.prefixlen < WIDEST[source.version]:
-                self._document.fail(path, f"{source} is wider than /{WIDEST[source.version]}", "name the clients' own networks")
+                self._document.fail(
+                    path,
+                    f"{source} is wider than /{WIDEST[source.version]}",
+                    "name the clients' own networks",
+                )
             for prefix in self._reader.prefixes:
                 if overlaps(source, prefix.network):
-                    self._document.fail(path, f"{source} overlaps the fleet's prefix {prefix.network}", "clients have inner addresses")
+                    self._document.fail(
+                        path,
+                        f"{source} overlaps the fleet's prefix {prefix.network}",
+                        "clients have inner addresses",
+                    )
             for node in self._reader.nodes.values():
                 if contains(source, node.underlay):
-                    self._document.fail(path, f"{source} holds {node.name}'s underlay {node.underlay}", "clients must not be able to be a node")
+                    self._document.fail(
+                        path,
+                        f"{source} holds {node.name}'s underlay {node.underlay}",
+                        "clients must not be able to be a node",
+                    )
         return sources
 
     def _gateway(self, key: str, text: str | None, version: int) -> IPAddress | None:
@@ -98,11 +121,13 @@ class _Reader:
         path = (*self._path, key)
         address = self._reader.parsed(path, parse_address, text)
         if address.version != version:
-            other = "gateway6" if version == 4 else "gateway"
+            other = "gateway6" if version == 4 else "gateway4"
             self._document.fail(path, f"{address} is IPv{address.version}", f"write it as `{other}`")
         for prefix in self._reader.prefixes:
             if contains(prefix.network, address):
-                self._document.fail(path, f"{address} is within the fleet's prefix {prefix.network}", "use an inner address")
+                self._document.fail(
+                    path, f"{address} is within the fleet's prefix {prefix.network}", "use an inner address"
+                )
         return address
 
     def _slice(self, pool: Pool) -> Slice | None:
@@ -110,13 +135,16 @@ class _Reader:
             return None
         path = (*self._path, "slice")
         wanted = self._reader.parsed(path, Slice.parse, self._shape.slice)
-        for static in pool.slices:
-            if static.slice.covers(wanted):
-                if static.node != self._node.name:
-                    self._document.fail(path, f"{static.slice} is {static.node}'s", f"name a slice of {self._node.name}")
-                return wanted
-        if wanted.address in pool.addresses:
-            if any(part.covers(wanted) for part in parts_of(wanted.address, pool.shift_of(wanted.address))):
-                return wanted
-            self._document.fail(path, f"{wanted} lies in no single slice of pool {pool.name}", f"stay within one part of {pool.slice_ports} ports")
-        self._document.fail(path, f"{wanted} is not of pool {pool.name}", "name a range of the pool's own slices")
+        given = next((static for static in pool.slices if static.slice.covers(wanted)), None)
+        if given is not None and given.node != self._node.name:
+            self._document.fail(path, f"{given.slice} is {given.node}'s", f"name a slice of {self._node.name}")
+        if given is None and wanted.address not in pool.addresses:
+            self._document.fail(path, f"{wanted} is not of pool {pool.name}", "name a range of the pool's own slices")
+        parts = () if given else parts_of(wanted.address, pool.shift_of(wanted.address))
+        if given is None and not any(part.covers(wanted) for part in parts):
+            self._document.fail(
+                path,
+                f"{wanted} lies in no single slice of pool {pool.name}",
+                f"stay within one part of {1 << pool.shift_of(wanted.address)} ports",
+            )
+        return wanted

@@ -40,14 +40,25 @@ class PoolReader:
         addresses = self._addresses(path, name, shape, nodes)
         slices = self._slices(path, name, shape, nodes)
         if not addresses and not slices:
-            self._document.fail(path, "has neither addresses nor slices", "add `addresses: 198.51.100.10` or `slices: [...]`")
+            self._document.fail(
+                path, "has neither addresses nor slices", "add `addresses: 198.51.100.10` or `slices: [...]`"
+            )
         if not addresses:
             for key in ("slice_ports", "slice_ports6"):
                 if key in shape.model_fields_set:
                     self._document.fail((*path, key), "means nothing without addresses", "remove it")
             return Pool(name, shape.site, nodes, slices=slices, tags=dict(shape.tags))
         return Pool(
-            name, shape.site, nodes, addresses, 1 << shift, 1 << shift6, shift, shift6, slices, dict(sorted(shape.tags.items()))
+            name,
+            shape.site,
+            nodes,
+            addresses,
+            1 << shift,
+            1 << shift6,
+            shift,
+            shift6,
+            slices,
+            dict(sorted(shape.tags.items())),
         )
 
     def _nodes(self, path: Path, shape: PoolShape) -> tuple[str, ...]:
@@ -86,7 +97,9 @@ class PoolReader:
         addresses: list[IPAddress] = []
         for index, text in enumerate(shape.addresses):
             at: Path = (*path, "addresses", index)
-            addresses += [self._take(at, name, found, shape.site) for found in self._reader.parsed(at, parse_addresses, text)]
+            addresses += [
+                self._take(at, name, found, shape.site) for found in self._reader.parsed(at, parse_addresses, text)
+            ]
         if shape.prefix is not None:
             at = (*path, "prefix")
             network = self._reader.parsed(at, parse_network, shape.prefix)
@@ -97,7 +110,11 @@ class PoolReader:
             skip = 1 if network.num_addresses > 1 else 0
             if count > network.num_addresses - skip:
                 room = network.num_addresses - skip
-                self._document.fail(at, f"{network} holds {room} addresses, {count} are wanted", "use a wider prefix, or `count`")
+                self._document.fail(
+                    at,
+                    f"{network} holds {room} addresses, {count} are wanted",
+                    "use a wider prefix, or `count`",
+                )
             first = int(network.network_address) + skip
             for number in itertools.islice(itertools.count(first), count):
                 addresses.append(self._take(at, name, type(network.network_address)(number), shape.site))
@@ -112,7 +129,8 @@ class PoolReader:
             elsewhere = [p for p in self._reader.prefixes if contains(p.network, address)]
             if elsewhere:
                 self._document.fail(
-                    path, f"{address} is within {elsewhere[0].network}, which site {site} does not announce",
+                    path,
+                    f"{address} is within {elsewhere[0].network}, which site {site} does not announce",
                     f"add {site} to its `announce`",
                 )
             self._document.fail(path, f"{address} is within no prefix of the plan", "add its prefix to `prefixes`")

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shape of a plan file: which keys, of which types. Strict: "5" is not 5, and no key is ignored.
 
-Only types and simple bounds here; names, addresses and what they mean to each other are model.reading's. Pydantic's
-errors are turned into one PlanError: unknown keys first (a misspelt key is also a missing one), then by line.
+Only types and simple bounds here; names, addresses and what they mean to each other are model.reading's.
+Pydantic's errors are turned into one PlanError: unknown keys first (a misspelt key is also a missing one),
+then by line.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class OnrampShape(Shape):
     pool: str | None = None
     sources: Texts
     gateway: str | None = None
+    gateway4: str | None = None
     gateway6: str | None = None
     slice: str | None = None
     tenant: str | None = None
@@ -207,8 +209,8 @@ def _plan_error(document: Document, item: ErrorDetails) -> PlanError:
 def _value(document: Document, path: Path) -> object:
     value: object = document.data
     for step in path:
-        if isinstance(value, dict) and step in value:
-            value = value[step]
+        if isinstance(value, dict):
+            value = value.get(step)
         elif isinstance(value, list) and isinstance(step, int) and step < len(value):
             value = value[step]
         else:

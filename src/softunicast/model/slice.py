@@ -5,9 +5,9 @@
             |---- never ---|-- 2^shift --|-- 2^shift --| ... |      allocated: owner = f(port >> shift)
                                   |-9000-9009-|                     static: any range, shift 0
 
-RFC 7597 section 5.1 calls the part's number a PSID; with its offset `a` = 0 the PSID is the top bits of the port,
-`port >> shift`, so a slice is one contiguous run. The part, or parts, that hold ports 0-1023 are never given out. A
-part of all 65,536 ports (an IPv6 address of one node) is given as 1024-65535.
+RFC 7597 section 5.1 calls the part's number a PSID; with its offset `a` = 0 the PSID is the top bits of the
+port, `port >> shift`, so a slice is one contiguous run. The part, or parts, that hold ports 0-1023 are never
+given out. A part of all 65,536 ports (an IPv6 address of one node) is given as 1024-65535.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ LOWEST_PORT: Final = 1024
 """The first port that is ever given out (RFC 6335 section 6: below are the system ports)."""
 HIGHEST_PORT: Final = 65535
 
-_TEXT: Final = re.compile(r"(?:\[(?P<six>[^\]]*)\]|(?P<four>[^:\[\]]*)):(?P<first>[0-9]{1,9})(?:-(?P<last>[0-9]{1,9}))?")
+_TEXT: Final = re.compile(
+    r"(?:\[(?P<six>[^\]]*)\]|(?P<four>[^:\[\]]*)):(?P<first>[0-9]{1,9})(?:-(?P<last>[0-9]{1,9}))?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class Slice:
 
     @classmethod
     def parse(cls, text: str) -> Slice:
-        """`198.51.100.20:9000-9009`, `[2001:db8::1]:1024-65535`, or one port alone. ValueError: "problem; remedy"."""
+        """`198.51.100.20:9000-9009`, `[2001:db8::1]:1024-65535`, or one port. ValueError: "problem; remedy"."""
         match = _TEXT.fullmatch(text.strip())
         if match is None:
             shown = text if len(text) <= 60 else f"{text[:57]}..."
@@ -90,9 +92,17 @@ def shift_of(slice_ports: int) -> int:
 
 
 def parts_of(address: IPAddress, shift: int) -> tuple[Slice, ...]:
-    """The allocatable slices of an address, in order of ports: parts of 2^shift ports without those of 0-1023."""
+    """The allocatable slices of an address, by port: parts of 2^shift ports without those of 0-1023."""
     if shift == 16:
         return (Slice(address, LOWEST_PORT, HIGHEST_PORT),)
     size = 1 << shift
     start = -(-LOWEST_PORT // size)
     return tuple(Slice(address, part << shift, (part << shift) + size - 1) for part in range(start, 65536 >> shift))
+
+
+def is_part(slice_: Slice, shift: int) -> bool:
+    """Whether parts_of(slice_.address, shift) has it."""
+    if shift == 16:
+        return slice_.first == LOWEST_PORT and slice_.last == HIGHEST_PORT
+    size = 1 << shift
+    return slice_.first >= LOWEST_PORT and slice_.size == size and slice_.first % size == 0
