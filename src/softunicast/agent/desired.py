@@ -31,10 +31,10 @@ from softunicast.agent.diff import Desired
 from softunicast.agent.facts import Facts
 from softunicast.agent.findings import Subject
 from softunicast.agent.resources import Attachment, Build, Hook, Notrack, Resources, Route, Rule
+from softunicast.agent.slice_indices import keep_slice_indices, slice_text
 from softunicast.agent.state import NodeState, OnrampState, SliceState
 from softunicast.egress import tables as egress_tables
 from softunicast.kernel import abi
-from softunicast.kernel.abi_util import addr_bytes, addr_ip
 from softunicast.model.binding import Bindings
 from softunicast.model.plan import Node, Onramp, Plan
 from softunicast.steering import tables as steering_tables
@@ -54,31 +54,11 @@ CGROUP_HOOKS: Final[Mapping[str, int]] = {
     "su_sock_release": 34,
 }
 
+ARRAYS: Final = frozenset({"slices", "pools", "pool_slices", "owners", "nodes", "onramps", "uplinks"})
+OWNERS: Final = 1 << 20
+"""Room in `owners` that is always there, so that a growing fleet seldom outgrows it."""
+
 UPLINK_SYSCTLS: Final[Mapping[str, str]] = {"arp_announce": "2", "arp_ignore": "1", "proxy_arp": "0"}
-
-
-def settings(plan: Plan, node: Node, netns_cookie: int) -> abi.Settings:
-    """The constants of this node's programs."""
-    wanted = plan.settings
-    timers = wanted.timers
-    return abi.Settings(
-        netns_cookie=netns_cookie,
-        full_ns=wanted.full_ms * 1_000_000,
-        underlay=addr_bytes(node.underlay),
-        node=plan.node_index(node.name),
-        mark=wanted.mark,
-        mask=wanted.mark_mask,
-        slots=slots(wanted.flows),
-        tcp_transitory_s=timers.tcp_transitory_s,
-        tcp_established_s=timers.tcp_established_s,
-        tcp_linger_s=timers.tcp_linger_s,
-        sock_linger_s=timers.sock_linger_s,
-        sock_reuse_s=timers.sock_reuse_s,
-        udp_s=timers.udp_s,
-        icmp_s=timers.icmp_s,
-        gue_port=wanted.gue_port,
-        answer_ping=int(wanted.answer_ping),
-    )
 
 
 def slots(flows: int) -> int:
@@ -88,8 +68,12 @@ def slots(flows: int) -> int:
 
 def build(objects_digest: str, plan: Plan, node: Node, netns_cookie: int) -> Build:
     """What to load; its hash covers the object files, the settings and the sizes of the maps."""
-    sizes = {"flows": plan.settings.flows, "origin": plan.settings.flows, "slots": slots(plan.settings.flows)}
-    packed = settings(plan, node, netns_cookie).pack()
+    flows = plan.settings.flows
+    owners = sum(65536 >> shift for shift in plan.address_shifts().values())
+    sizes = {"flows": flows, "origin": flows, "slots": slots(flows)}
+    if owners > OWNERS:
+        sizes["owners"] = 1 << (owners - 1).bit_length()
+    packed = egress_tables.settings_bytes(plan, node, netns_cookie)
     text = json.dumps([objects_digest, packed.hex(), sizes], sort_keys=True)
     return Build(hashlib.sha256(text.encode()).hexdigest(), abi.ABI_VERSION, packed, sizes)
 
@@ -143,14 +127,11 @@ def desired(
     ramps = onramps(node, facts, last)
     ifindexes = {name: device.ifindex for name, device in facts.devices.items()}
     generations = {name: ramp.generation for name, ramp in ramps.items()}
-    tables: dict[str, Mapping[bytes, bytes]] = {}
-    for module in (egress_tables, steering_tables):
-        tables.update(module.build_tables(plan, bindings, node_name, ifindexes, generations))
-    tables["uplinks"] = uplink_table(node, facts)
+    tables = build_tables(plan, bindings, node, facts, generations, last)
     addresses = held_addresses(bindings, node_name)
     versions = sorted({4 if "." in address else 6 for address in addresses})
     resources = Resources(
-        tables=tables,
+        tables={name: without_zeros(name, table) for name, table in tables.items()},
         links={link.name: link for link in (*_cgroup_links(), *_device_links(node, facts))},
         addresses=frozenset(_with_length(address) for address in addresses),
         rules=frozenset(Rule(4 if "." in address else 6, address) for address in addresses),
@@ -181,16 +162,49 @@ def desired(
     return Desired(build_, resources, state)
 
 
+def build_tables(
+    plan: Plan,
+    bindings: Bindings,
+    node: Node,
+    facts: Facts,
+    generations: Mapping[str, int],
+    last: NodeState | None,
+) -> dict[str, dict[bytes, bytes]]:
+    """The contents of all maps that the agent fills, slices at the indices they had before."""
+    ifindexes = {name: device.ifindex for name, device in facts.devices.items()}
+    tables = {
+        **egress_tables.build_tables(
+            plan,
+            bindings,
+            node.name,
+            ifindexes,
+            generations,
+            bare_ip=[name for name, device in facts.devices.items() if not device.ethernet],
+        ),
+        **steering_tables.build_tables(plan, bindings, node.name, ifindexes, generations),
+        "uplinks": uplink_table(node, facts),
+    }
+    return keep_slice_indices(tables, last)
+
+
+def without_zeros(name: str, table: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """A table without the elements of an array that are all zeros: those are what an array has by itself."""
+    if name not in ARRAYS:
+        return dict(table)
+    return {key: value for key, value in table.items() if any(value)}
+
+
 def node_here(plan: Plan, name: str, facts: Facts) -> Node:
-    """The node, with its uplinks filled in when the plan leaves them to the agent: the devices of the default routes,
-    else the one that has the underlay address. UsageError when the plan has no such node."""
+    """The node, with its uplinks filled in when the plan leaves them to the agent.
+
+    They are the devices of the default routes, else the one that has the underlay address. UsageError when
+    the plan has no such node.
+    """
     node = plan.node(name)
     if node.uplinks:
         return node
     onramp_devices = {onramp.device for onramp in node.onramps.values()}
-    found = [
-        hop.device for default in facts.defaults for hop in default.hops if hop.device not in onramp_devices
-    ]
+    found = [hop.device for default in facts.defaults for hop in default.hops if hop.device not in onramp_devices]
     carrier = facts.device_of(str(node.underlay))
     if not found and carrier is not None and carrier.name != "lo":
         found = [carrier.name]
@@ -199,10 +213,10 @@ def node_here(plan: Plan, name: str, facts: Facts) -> Node:
 
 def uplink_table(node: Node, facts: Facts) -> dict[bytes, bytes]:
     """The map `uplinks`: what exists of them, in the plan's order."""
-    present = [facts.devices[name] for name in node.uplinks if name in facts.devices]
     return {
         index.to_bytes(4, sys.byteorder): abi.Uplink(ifindex=device.ifindex, mtu=device.mtu).pack()
-        for index, device in enumerate(present)
+        for index, name in enumerate(node.uplinks)
+        if (device := facts.devices.get(name)) is not None
     }
 
 
@@ -238,9 +252,7 @@ def _device_links(node: Node, facts: Facts) -> Iterator[Attachment]:
     underlay = facts.device_of(str(node.underlay))
     for name, device in sorted(facts.devices.items()):
 
-        def link(
-            role: str, program: str, hook: Hook, name: str = name, ifindex: int = device.ifindex
-        ) -> Attachment:
+        def link(role: str, program: str, hook: Hook, name: str = name, ifindex: int = device.ifindex) -> Attachment:
             return Attachment(f"{role}-{ifindex}", program, hook, name, ifindex)
 
         if name == "lo":
@@ -285,19 +297,20 @@ def _sysctls(node: Node, facts: Facts, last: NodeState | None) -> Iterator[tuple
 
 def _slices(table: Mapping[bytes, bytes], plan: Plan) -> Iterator[SliceState]:
     pools = {plan.pool_index(name): name for name in plan.pools}
-    for key, value in sorted(table.items(), key=lambda item: int.from_bytes(item[0], sys.byteorder)):
+    for key, value in sorted(table.items(), key=lambda item: _index(item[0])):
         held = abi.Slice.unpack(value)
         if held.flags:
-            address = addr_ip(held.addr)
-            host = f"[{address}]" if address.version == 6 else str(address)
-            text = f"{host}:{held.first}-{held.last}"
-            yield SliceState(int.from_bytes(key, sys.byteorder), text, pools.get(held.pool, ""), held.epoch)
+            yield SliceState(_index(key), slice_text(held), pools.get(held.pool, ""), held.epoch)
 
 
 def array_used(tables: Mapping[str, Mapping[bytes, bytes]]) -> dict[str, int]:
     """For every table with four-byte keys: one more than its highest index."""
     return {
-        name: max((int.from_bytes(key, sys.byteorder) for key in table), default=-1) + 1
+        name: max((_index(key) for key in table), default=-1) + 1
         for name, table in tables.items()
         if all(len(key) == 4 for key in table)
     }
+
+
+def _index(key: bytes) -> int:
+    return int.from_bytes(key, sys.byteorder)

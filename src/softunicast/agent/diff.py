@@ -111,9 +111,7 @@ def diff(desired: Desired, observed: Observed) -> list[op.Operation]:
         or observed.state.build_hash != desired.build.hash
         or bool({link.program for link in want.links.values()} - set(observed.programs))
     )
-    hooks_missing = any(
-        link.hook is Hook.CGROUP and have.links.get(name) != link for name, link in want.links.items()
-    )
+    hooks_missing = any(link.hook is Hook.CGROUP and have.links.get(name) != link for name, link in want.links.items())
     fills = list(_fills(want, have))
     slices_changed = any(fill.name == "slices" for fill in fills)
     sysctls = list(_sysctls(want, observed))
@@ -130,10 +128,7 @@ def diff(desired: Desired, observed: Observed) -> list[op.Operation]:
         work.append(op.SetNotrack(want.notrack))
     work += sysctls
     wanted_routes = {(route.version, route.metric) for route in want.routes}
-    work += [
-        op.SetRoute(route)
-        for route in sorted(want.routes - have.routes, key=lambda r: (r.version, -r.metric))
-    ]
+    work += [op.SetRoute(route) for route in sorted(want.routes - have.routes, key=lambda r: (r.version, -r.metric))]
     work += [op.AddRule(rule) for rule in sorted(want.rules - have.rules)]
     work += [op.AddAddress(address) for address in sorted(want.addresses - have.addresses)]
     work += _links(want, observed, Hook.CGROUP, load)
@@ -150,9 +145,7 @@ def diff(desired: Desired, observed: Observed) -> list[op.Operation]:
         for route in sorted(have.routes - want.routes)
         if (route.version, route.metric) not in wanted_routes
     ]
-    work += [
-        op.WriteFile(name, text) for name, text in sorted(want.files.items()) if have.files.get(name) != text
-    ]
+    work += [op.WriteFile(name, text) for name, text in sorted(want.files.items()) if have.files.get(name) != text]
     if not observed.ready or hooks_missing:
         work.append(op.SetReady(True))
     return _remembering(desired, observed, work)

@@ -68,15 +68,12 @@ def find(subject: Subject, facts: Facts) -> list[Finding]:
 def _devices(subject: Subject, facts: Facts) -> Iterator[Finding]:
     for name, device in subject.onramps.items():
         if device not in facts.devices:
-            yield Finding(
-                "onramp-missing", f"on-ramp {name}: no device {device}; it is attached when it appears"
-            )
+            yield Finding("onramp-missing", f"on-ramp {name}: no device {device}; it is attached when it appears")
     carrier = facts.device_of(subject.underlay)
     if carrier is None:
         yield Finding(
             "underlay-missing",
-            f"underlay address {subject.underlay} is on no device; other nodes cannot "
-            "carry answers here until it is",
+            f"underlay address {subject.underlay} is on no device; other nodes cannot carry answers here until it is",
         )
         return
     overhead = GUE_OVERHEAD_V6_BYTES if ":" in subject.underlay else GUE_OVERHEAD_V4_BYTES
@@ -96,8 +93,7 @@ def _sysctls(subject: Subject, facts: Facts) -> Iterator[Finding]:
     if facts.sysctls.get("net/ipv4/tcp_timestamps") == "0":
         yield Finding(
             "tcp-timestamps",
-            "net.ipv4.tcp_timestamps=0: ports in TIME_WAIT rest for a minute instead of "
-            "a second; set it to 1",
+            "net.ipv4.tcp_timestamps=0: ports in TIME_WAIT rest for a minute instead of a second; set it to 1",
         )
     reserved = facts.sysctls.get("net/ipv4/ip_local_reserved_ports", "").strip()
     if reserved and (hit := _overlap(reserved, subject.ports)):

@@ -15,9 +15,7 @@ def logger(log_format: LogFormat, **bound: Any) -> Any:
     """A structlog logger with these values bound. `auto`: human when stderr is a terminal."""
     human = log_format == "human" or (log_format == "auto" and sys.stderr.isatty())
     renderer: Any = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-        if human
-        else structlog.processors.JSONRenderer()
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if human else structlog.processors.JSONRenderer()
     )
     structlog.configure(
         processors=[

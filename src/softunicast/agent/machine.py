@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -122,9 +123,19 @@ class Machine:
 
     def set_ready(self, ready: bool) -> None:
         """Open or close the door for fish: control.ready. The clock hand and the policy count stay."""
-        map_ = self.map("control")
-        now = abi.Control.unpack(map_.lookup(CONTROL_KEY) or bytes(abi.Control.SIZE))
-        map_.update(CONTROL_KEY, abi.Control(ready=int(ready), policies=now.policies, hand=now.hand).pack())
+        self.write_control(replace(self.read_control(), ready=int(ready)))
+
+    def read_control(self) -> abi.Control:
+        """The map `control`."""
+        return abi.Control.unpack(self.map("control").lookup(CONTROL_KEY) or bytes(abi.Control.SIZE))
+
+    def write_control(self, value: abi.Control) -> None:
+        """Write `control`. `softunicast run` may have raised `policies` since it was read: then it is raised again,
+        long before the program that `run` starts makes its first socket."""
+        self.map("control").update(CONTROL_KEY, value.pack())
+        if value.policies == 0 and next(self.map("cgroups").keys(), None) is not None:
+            with self.program("su_recount") as program:
+                program.test_run()
 
     def adopt(self) -> None:
         """Claim for living sockets, by running the iterators over them once."""

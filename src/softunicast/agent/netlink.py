@@ -40,9 +40,7 @@ def _naming(what: str, *ignored: int) -> Iterator[None]:
         yield
     except NetlinkError as error:
         if error.code not in ignored:
-            raise KernelError(
-                f"{what}: {error.args[1] if len(error.args) > 1 else error}", errno=error.code
-            ) from error
+            raise KernelError(f"{what}: {error.args[1] if len(error.args) > 1 else error}", errno=error.code) from error
     except OSError as error:
         raise KernelError(f"{what}: {error.strerror or error}", errno=error.errno or 0) from error
 
@@ -123,11 +121,7 @@ class Netlink:
         """Addresses on lo with their prefix lengths."""
         with _naming("list addresses of lo"):
             return frozenset(
-                str(
-                    ipaddress.ip_interface(
-                        (message.get("local") or message.get("address"), message["prefixlen"])
-                    )
-                )
+                str(ipaddress.ip_interface((message.get("local") or message.get("address"), message["prefixlen"])))
                 for message in self._ipr.get_addr(index=1)
             )
 

@@ -32,14 +32,10 @@ def render(notrack: Notrack) -> str:
     lines = [f"add table inet {NFT_TABLE}", f"delete table inet {NFT_TABLE}", f"table inet {NFT_TABLE} {{"]
     for (name, type_), addresses in zip(_SETS.values(), (notrack.v4, notrack.v6), strict=True):
         elements = ", ".join(sorted(addresses))
-        lines.append(
-            f"  set {name} {{ type {type_}; {f'elements = {{ {elements} }};' if elements else ''} }}"
-        )
+        lines.append(f"  set {name} {{ type {type_}; {f'elements = {{ {elements} }};' if elements else ''} }}")
     for chain, fields in _CHAINS.items():
         lines.append(f"  chain {chain} {{ type filter hook {chain} priority raw; policy accept;")
-        lines += [
-            f"    {family} {field} @{name} notrack" for family, (name, _) in _SETS.items() for field in fields
-        ]
+        lines += [f"    {family} {field} @{name} notrack" for family, (name, _) in _SETS.items() for field in fields]
         lines.append("  }")
     lines.append("}")
     return "\n".join(lines) + "\n"
@@ -68,9 +64,7 @@ def read(ruleset: Iterable[Mapping[str, Any]]) -> Notrack | None:
             ):
                 continue
             if kind == "set":
-                sets[value["name"]] = frozenset(
-                    str(ipaddress.ip_address(text)) for text in value.get("elem", ())
-                )
+                sets[value["name"]] = frozenset(str(ipaddress.ip_address(text)) for text in value.get("elem", ()))
             elif kind == "chain":
                 chains.add((value["name"], value.get("hook", ""), value.get("prio", 0)))
             elif kind == "rule":

@@ -71,9 +71,7 @@ def iptables() -> Iterable[str]:
         if shutil.which(tool) is None:
             continue
         try:
-            done = subprocess.run(
-                [tool], capture_output=True, text=True, timeout=IPTABLES_TIMEOUT_S, check=False
-            )
+            done = subprocess.run([tool], capture_output=True, text=True, timeout=IPTABLES_TIMEOUT_S, check=False)
         except (OSError, subprocess.TimeoutExpired):
             continue
         if done.returncode == 0 and done.stdout.strip():
@@ -97,9 +95,7 @@ def observe(machine: Machine, want: Desired, facts_: Facts) -> Observed:
         routes=ours.routes(),
         sysctls=read_sysctls(sorted(paths)),
         notrack=notrack.read(facts_.ruleset),
-        files={
-            name: text for name in want.resources.files if (text := _text(machine.run / name)) is not None
-        },
+        files={name: text for name in want.resources.files if (text := _text(machine.run / name)) is not None},
     )
     return Observed(
         resources=resources,

@@ -205,11 +205,7 @@ class SetReady:
     ready: bool
 
     def __str__(self) -> str:
-        return (
-            "open: fish may claim"
-            if self.ready
-            else "close: fish may not claim until living sockets are adopted"
-        )
+        return "open: fish may claim" if self.ready else "close: fish may not claim until living sockets are adopted"
 
     def apply(self, machine: Machine) -> None:
         machine.set_ready(self.ready)

@@ -45,9 +45,7 @@ def cookies() -> frozenset[int]:
     """
     found: set[int] = set()
     try:
-        with socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG
-        ) as link:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as link:
             link.settimeout(10)
             for family in (socket.AF_INET, socket.AF_INET6):
                 for protocol in _PROTOCOLS:

@@ -14,12 +14,11 @@ Nothing here ever deletes a claim from userspace: the programs do, after winning
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from softunicast.agent import sock_diag
-from softunicast.agent.machine import CONTROL_KEY, Machine
-from softunicast.errors import KernelError
+from softunicast.agent.machine import Machine
 from softunicast.kernel import abi, nodes
 from softunicast.kernel.abi_util import word_generation, word_state
 
@@ -70,9 +69,7 @@ class Sweeper:
             for key, claim in orphans.items():
                 if self._missing.get(key) != word_generation(claim.word):
                     continue
-                arguments = abi.ReleaseArgs(
-                    flow=abi.Flow.unpack(key), word=claim.word, owner=claim.owner, linger=1
-                )
+                arguments = abi.ReleaseArgs(flow=abi.Flow.unpack(key), word=claim.word, owner=claim.owner, linger=1)
                 answer = abi.ReleaseArgs.unpack(program.test_run(ctx=arguments.pack()).ctx)
                 released += answer.result == 0
         self._missing = {key: word_generation(claim.word) for key, claim in orphans.items()}
@@ -87,7 +84,7 @@ class Sweeper:
                 empty[path.stat().st_ino] = path
         removed = 0
         for number, path in empty.items():
-            if number not in self._empty:
+            if number not in self._empty or _runs(path.name):
                 continue
             try:
                 path.rmdir()
@@ -101,18 +98,15 @@ class Sweeper:
         return removed
 
     def _recount(self) -> None:
-        """control.policies says whether hooks need to look at all: raised at once, lowered to 0 only when it
-        was idle twice, and looked at again afterwards, because `run` counts too."""
-        control = self.machine.map("control")
-        policies = self.machine.map("cgroups")
-        count = len(policies)
-        idle, self._idle = self._idle, count == 0
-        while True:
-            raw = control.lookup(CONTROL_KEY)
-            if raw is None:
-                raise KernelError(f"node {self.machine.node}: map control is empty")
-            now = abi.Control.unpack(raw)
-            if now.policies == count or (count == 0 and not idle):
-                return
-            control.update(CONTROL_KEY, abi.Control(ready=now.ready, policies=count, hand=now.hand).pack())
-            count = len(policies)
+        """Lower control.policies when there was no policy twice in a row; hooks then look no more. Raising it is the
+        business of `run`, at once."""
+        idle, self._idle = self._idle, next(self.machine.map("cgroups").keys(), None) is None
+        control = self.machine.read_control()
+        if self._idle and idle and control.policies:
+            self.machine.write_control(replace(control, policies=0))
+
+
+def _runs(name: str) -> bool:
+    """Whether the `softunicast run` that made the folder run-<pid> is still there: it may not have moved in yet."""
+    pid = name.removeprefix("run-")
+    return pid.isdigit() and Path("/proc", pid).exists()

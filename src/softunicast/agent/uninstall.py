@@ -73,9 +73,7 @@ def uninstall(node: str, *, dry_run: bool, say: Callable[[str], None]) -> int:
         for step in _outside(machine, before=False):
             work(step)
     if failures:
-        raise KernelError(
-            f"{failures[0]}; {len(failures)} of {count} steps failed: mend this and run it again"
-        )
+        raise KernelError(f"{failures[0]}; {len(failures)} of {count} steps failed: mend this and run it again")
     for step in _files(node):
         work(step)
     if not dry_run:
