@@ -10,6 +10,10 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from softunicast.kernel.abi import Claim, Counter, Drop, Flow
+from softunicast.kernel.maps import Map
+from softunicast.kernel.nodes import map_pin
+from softunicast.kernel.stats import sum_percpu
 from softunicast.lab.lab import Lab
 
 FRESH = [f"203.0.113.{last}" for last in range(100, 180)]
@@ -18,7 +22,7 @@ ECHO_PORT = 7
 
 
 class FleetLab(Lab):
-    """A lab with a pile of destinations of its own: each a web server on 443, echo on 7 (tcp, udp), and pings answered."""
+    """A lab with a pile of destinations of its own: each a web server on 443 and echo on 7 (tcp, udp)."""
 
     def __init__(self, prefix: str, *, pool: str = "gb", timers: dict[str, int] | None = None) -> None:
         super().__init__(prefix, agents=False)
@@ -65,6 +69,16 @@ class FleetLab(Lab):
     def fresh(self) -> str:
         """A destination that no flow of this lab has gone to."""
         return next(self._fresh)
+
+    def stats(self, node: str) -> tuple[dict[Drop, int], dict[Counter, int]]:
+        """Drops and counters of a node since its agent was first started."""
+        with contextlib.closing(Map.open_pinned(map_pin(self.node(node).plan_name, "stats"))) as stats:
+            return sum_percpu(stats)
+
+    def claims(self, node: str) -> list[tuple[Flow, Claim]]:
+        """All claims of a node, as they are in the map."""
+        with contextlib.closing(Map.open_pinned(map_pin(self.node(node).plan_name, "flows"))) as flows:
+            return [(Flow.unpack(key), Claim.unpack(value)) for key, value in flows.items()]
 
     def json(self, node: str, *arguments: str) -> Any:
         """What a read verb of softunicast prints on that node with --json."""
