@@ -124,9 +124,12 @@ static __noinline void su_claim_delete_locked(const struct su_flow *f, const str
 }
 
 /*
- * Look at one slot. 1: it is free for a new claim (what stood there expired and was reaped, or was gone);
- * 0: a living claim's; negative: no such slot.
+ * Look at one slot. SU_SLOT_FREE: it is free for a new claim; SU_SLOT_REAPED: the same, and what stood there
+ * expired and was removed; 0: a living claim's; negative: no such slot.
  */
+#define SU_SLOT_FREE 1
+#define SU_SLOT_REAPED 2
+
 __noinline int su_hand_look(__u32 slot, __u32 now_s)
 {
 	struct su_flow *key = bpf_map_lookup_elem(&slots, &slot);
@@ -136,40 +139,49 @@ __noinline int su_hand_look(__u32 slot, __u32 now_s)
 	if (!key)
 		return -1;
 	if (!key->proto)
-		return 1;
+		return SU_SLOT_FREE;
 	live = su_claim_word(key, &word);
 	if (!live) {
 		/* Gone; or just being filled or deleted, then it is not ours to take. */
-		return bpf_map_lookup_elem(&flows, key) ? 0 : 1;
+		return bpf_map_lookup_elem(&flows, key) ? 0 : SU_SLOT_FREE;
 	}
 	if (live->slot != slot)
-		return 1;
+		return SU_SLOT_FREE;
 	if (!su_expired_word(word, live->kind, key->proto, now_s) || !su_lock(live, word, now_s))
 		return 0;
 	su_claim_delete_locked(key, live);
 	su_count(SU_COUNT_REAPED);
-	return 1;
+	return SU_SLOT_REAPED;
 }
 
-/* Move the hand until it finds a free slot, two slots at least. SU_NONE: none near; the sweep will do. */
+/*
+ * Move the hand until it finds a free slot, two slots at least. SU_NONE: none near; the sweep will do.
+ * With SU_HAND_ROUNDS_FULL `flows` is full, and a slot that was free all along is no help (there are twice as
+ * many slots as claims): the hand goes on until it reaped something.
+ */
 __noinline __u32 su_hand(__u32 now_s, __u32 rounds)
 {
 	__u32 zero = 0, found = SU_NONE, mask = settings.slots - 1;
 	struct su_control *ctl = bpf_map_lookup_elem(&control, &zero);
+	int best = 0, enough = rounds == SU_HAND_ROUNDS_FULL ? SU_SLOT_REAPED : SU_SLOT_FREE;
 
 	if (!ctl)
 		return SU_NONE;
 	for (__u32 i = 0; i < SU_HAND_ROUNDS_FULL; i++) {
 		__u32 slot;
+		int seen;
 
-		if (i >= rounds || found != SU_NONE)
+		if (i >= rounds || best >= enough)
 			break;
 		slot = (__u32)__sync_fetch_and_add(&ctl->hand, 2) & mask;
-		if (su_hand_look(slot, now_s) == 1)
-			found = slot;
-		slot = (slot + 1) & mask;
-		if (su_hand_look(slot, now_s) == 1)
-			found = slot;
+		for (int half = 0; half < 2; half++) {
+			seen = su_hand_look(slot, now_s);
+			if (seen > 0 && seen >= best) {
+				best = seen;
+				found = slot;
+			}
+			slot = (slot + 1) & mask;
+		}
 	}
 	return found;
 }
