@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -140,7 +141,7 @@ class Lab:
         try:
             self.folder.mkdir(parents=True)
             (self.folder / "lab.json").write_text(json.dumps({"prefix": self.prefix, "maker": os.getpid()}) + "\n")
-            self.plan_path.write_text(facts.plan_text(self.prefix), encoding="utf-8")
+            self.plan_path.write_text(self.plan_text(), encoding="utf-8")
             build.build(self.prefix, self.topology)
             self._start_servers()
             if self._agents_wanted:
@@ -172,6 +173,10 @@ class Lab:
         """All namespaces are there and the internet's servers run."""
         present = build.namespaces(self.prefix)
         return len(present) == len(self._hosts) and bool(build.processes([present["inet"]]))
+
+    def plan_text(self) -> str:
+        """The plan that `up` writes; a lab with another plan says so here."""
+        return facts.plan_text(self.prefix)
 
     def _start_servers(self) -> None:
         web = ",".join(f"{address}:{port}" for address in facts.WEB for port in facts.WEB_PORTS)
@@ -206,9 +211,11 @@ class Lab:
 
     def _dnsmasq(self) -> list[str]:
         names = [f"--host-record={name},{address}" for name, address in facts.NAMES.items()]
+        names.append(f"--address=/{facts.ANY_NAME}/{facts.WEB[0]}")
         return [
             "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts",
-            "--user=root", "--pid-file=", "--bind-interfaces", f"--listen-address={facts.DNS}", "--cache-size=1000", *names,
+            "--user=root", "--pid-file=",
+            "--bind-interfaces", f"--listen-address={facts.DNS}", "--log-queries=extra", "--log-facility=-", *names,
         ]  # fmt: skip
 
     def _resolves(self) -> bool:
@@ -302,6 +309,11 @@ class Lab:
             return []
         with path.open(encoding="utf-8") as lines:
             return read_web_log(lines)
+
+    def dns_log(self) -> list[tuple[str, str, int]]:
+        """Every question the DNS server saw so far: (name, peer's address, peer's port)."""
+        asked = re.findall(r" (\S+)/(\d+) query\[\w+\] (\S+) from ", self.log("dnsmasq"))
+        return [(name, peer, int(port)) for peer, port, name in asked]
 
     def macs(self) -> Mapping[str, str]:
         """MAC address -> node, as seen on the rack."""

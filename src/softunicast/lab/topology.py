@@ -58,6 +58,7 @@ DNS: Final = "203.0.113.53"
 ECHO: Final = ("203.0.113.1", "203.0.113.2", "203.0.113.7")
 ECHO_PORT: Final = 7
 NAMES: Final = {"web.example": "203.0.113.1", "www.example": "203.0.113.2", "echo.example": "203.0.113.7"}
+ANY_NAME: Final = "any.example"  # every name below it is 203.0.113.1, so that each asker can have its own
 
 # Where a capture at the router's internet side is taken, and where one that tells the nodes apart.
 INTERNET_SIDE: Final = ("r1", "inet0")
@@ -69,8 +70,8 @@ ROUTES: Final[dict[str, tuple[str, ...]]] = {
         "default via 192.0.2.2",
         f"{FLEET} nexthop via 10.0.1.11 dev br0 nexthop via 10.0.1.12 dev br0",
     ),
-    "lhr1": ("default via 10.0.1.1",),
-    "lhr2": ("default via 10.0.1.1",),
+    "lhr1": ("default via 10.0.1.1 mtu 1500",),
+    "lhr2": ("default via 10.0.1.1 mtu 1500",),
     "c1": ("default via 10.64.1.1",),
     "c2": ("default via 10.64.2.1",),
     "t1": ("default dev tun0",),
@@ -136,8 +137,12 @@ sites:
     nodes:
 {nodes}
 pools:
-  gb: {{addresses: [198.51.100.10-198.51.100.11], site: lhr, slice_ports: 2048, tags: {{country: GB, product:
-  gateway}}}} ten:
+  gb:
+    addresses: [198.51.100.10-198.51.100.11]
+    site: lhr
+    slice_ports: 2048
+    tags: {{country: GB, product: gateway}}
+  ten:
     site: lhr
     slices:
       - {{slice: "198.51.100.20:9000-9009", node: {lhr1}}}
@@ -151,8 +156,14 @@ pools:
     slices:
       - {{slice: "198.51.100.22:4096-6143", node: {lhr1}}}
 settings:
-  timers: {{tcp_transitory_s: 20, tcp_established_s: 300, tcp_linger_s: 5, sock_linger_s: 60, sock_reuse_s: 1,
-  udp_s: 10, icmp_s: 5}}
+  timers:
+    tcp_transitory_s: 20
+    tcp_established_s: 300
+    tcp_linger_s: 5
+    sock_linger_s: 60
+    sock_reuse_s: 1
+    udp_s: 10
+    icmp_s: 5
 """
 
 
@@ -162,10 +173,8 @@ def _node_text(name: str, number: int) -> str:
         underlay: 10.0.1.1{number}
         uplinks: [eth0]
         onramps:
-          c{number}: {{device: c{number}, pool: gb, sources: [10.64.{number}.0/24], gateway4:
-          10.64.{number}.1}} t{number}: {{device: t{number}, pool: gb, sources: [10.65.{number}.0/24],
-          gateway: 10.65.{number}.1}}
-          """
+          c{number}: {{device: c{number}, pool: gb, sources: [10.64.{number}.0/24], gateway: 10.64.{number}.1}}
+          t{number}: {{device: t{number}, pool: gb, sources: [10.65.{number}.0/24], gateway: 10.65.{number}.1}}"""
 
 
 # Slices of the plan above that two drawings of it must agree on: (address, first, last, node); `gb` is

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a node's agent leaves on the machine, outside of its network namespace: found by the node's name and
+"""What a node's agent leaves on the machine outside of its network namespace: found by the node's name and
 removed.
 
-Removing a pinned link detaches its program (Documentation/bpf/libbpf, bpf_link). This is the lab's way of
-ending a node whose agent may be dead or broken; a living node is ended by `softunicast agent uninstall`.
+Removing a pinned link detaches its program (bpf_link in Documentation/bpf). This is the lab's way of ending a node
+whose agent may be dead or broken; a living node is ended by `softunicast agent uninstall`.
 """
 
 from __future__ import annotations
@@ -12,49 +12,35 @@ import contextlib
 import shutil
 import time
 from pathlib import Path
-from typing import Final
 
-BPF_FOLDER: Final = Path("/sys/fs/bpf/softunicast")
-STATE_FOLDER: Final = Path("/run/softunicast")
-
-
-def cgroup_root() -> Path | None:
-    """Where cgroup2 is mounted, if it is."""
-    for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines():
-        _, place, kind, *_ = line.split()
-        if kind == "cgroup2":
-            return Path(place)
-    return None
+from softunicast.errors import ProbeError
+from softunicast.kernel import nodes
 
 
-def forget_node(name: str) -> None:
-    """Remove pins, state and cgroups of a node. Processes in its cgroups are killed. What is not there is no
-    error.
-    """
-    shutil.rmtree(BPF_FOLDER / name, ignore_errors=True)
-    shutil.rmtree(STATE_FOLDER / name, ignore_errors=True)
-    root = cgroup_root()
-    if root is not None:
-        _remove_cgroup(root / "softunicast" / name)
-        _rmdir(root / "softunicast")
-    for parent in (BPF_FOLDER, STATE_FOLDER):
-        _rmdir(parent)
+def _places(name: str) -> list[Path]:
+    """Pins, files, cgroup: where a node's things are, whether or not they exist."""
+    places = [nodes.pin_dir(name), nodes.run_dir(name)]
+    with contextlib.suppress(ProbeError):  # no cgroup2: no agent ever ran here
+        places.append(nodes.cgroup_dir(name).path)
+    return places
 
 
 def traces(name: str) -> list[Path]:
     """What there is of a node; empty: nothing."""
-    root = cgroup_root()
-    places = [
-        BPF_FOLDER / name,
-        STATE_FOLDER / name,
-        *([root / "softunicast" / name] if root is not None else []),
-    ]
-    return [place for place in places if place.exists()]
+    return [place for place in _places(name) if place.exists()]
+
+
+def forget_node(name: str) -> None:
+    """Remove pins, state and cgroups of a node. Processes in its cgroups are killed; what is not there is no error."""
+    for place in traces(name):
+        if (place / "cgroup.procs").exists():
+            _remove_cgroup(place)
+        else:
+            shutil.rmtree(place, ignore_errors=True)
+        _rmdir(place.parent)
 
 
 def _remove_cgroup(folder: Path) -> None:
-    if not folder.exists():
-        return
     with contextlib.suppress(OSError):
         (folder / "cgroup.kill").write_text("1")  # Linux 5.14
     deadline = time.monotonic() + 1.0
@@ -66,7 +52,7 @@ def _remove_cgroup(folder: Path) -> None:
 
 
 def _rmdir(folder: Path) -> bool:
-    """Remove a folder if it is empty (of processes, for a cgroup)."""
+    """Remove a folder if it is empty (of processes, for a cgroup); True when it is gone."""
     with contextlib.suppress(OSError):
         folder.rmdir()
         return True
