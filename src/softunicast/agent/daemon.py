@@ -24,7 +24,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,7 +32,7 @@ from softunicast.agent.findings import Finding
 from softunicast.agent.machine import Machine
 from softunicast.agent.notify import notify, watchdog_s
 from softunicast.agent.operations import Operation
-from softunicast.agent.reconcile import Inputs, carry_out, decide, locked
+from softunicast.agent.reconcile import Inputs, Memory, carry_out, decide, locked
 from softunicast.agent.sweep import Sweeper
 from softunicast.errors import SoftunicastError
 
@@ -65,6 +65,7 @@ class Agent:
     _stamps: tuple[object, ...] = ()
     _findings: frozenset[Finding] = frozenset()
     _changed: int = 0
+    _memory: Memory = field(default_factory=Memory)
     _stop: bool = False
     _reload: bool = False
 
@@ -94,7 +95,7 @@ class Agent:
         if self._inputs is None:
             self._read()
         assert self._inputs is not None
-        decision = decide(machine, self._inputs)
+        decision = decide(machine, self._inputs, self._memory)
         found = frozenset(decision.findings)
         for finding in sorted(found - self._findings):
             self.log.warning("finding", name=finding.name, text=finding.message)

@@ -24,7 +24,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from softunicast.agent.diff import Desired
@@ -121,17 +121,28 @@ def desired(
     last: NodeState | None,
     files: Mapping[str, str],
     now_s: int,
+    memory: Memory | None = None,
 ) -> Desired:
-    """What this node's kernel should hold. UsageError when the plan has no such node."""
+    """What this node's kernel should hold. UsageError when the plan has no such node.
+
+    `memory` of an earlier call spares making the same tables again.
+    """
+    memory = Memory() if memory is None else memory
     node = node_here(plan, node_name, facts)
     ramps = onramps(node, facts, last)
     ifindexes = {name: device.ifindex for name, device in facts.devices.items()}
     generations = {name: ramp.generation for name, ramp in ramps.items()}
-    tables = build_tables(plan, bindings, node, facts, generations, last)
+    key = (plan, bindings, tuple(facts.devices.values()), tuple(ramps.items()), last.slices if last else ())
+    if memory.key != key:
+        memory.tables = build_tables(plan, bindings, node, facts, generations, last)
+        memory.wanted = {name: without_zeros(name, table) for name, table in memory.tables.items()}
+        memory.array_used = array_used(memory.tables)
+        memory.key = key
+    tables = memory.tables
     addresses = held_addresses(bindings, node_name)
     versions = sorted({4 if "." in address else 6 for address in addresses})
     resources = Resources(
-        tables={name: without_zeros(name, table) for name, table in tables.items()},
+        tables=memory.wanted,
         links={link.name: link for link in (*_cgroup_links(), *_device_links(node, facts))},
         addresses=frozenset(_with_length(address) for address in addresses),
         rules=frozenset(Rule(4 if "." in address else 6, address) for address in addresses),
@@ -154,12 +165,22 @@ def desired(
         slices=tuple(_slices(tables.get("slices", {}), plan)),
         onramps=ramps,
         uplinks={name: ifindexes[name] for name in node.uplinks if name in ifindexes},
-        array_used=array_used(tables),
+        array_used=memory.array_used,
         cgroup_root=facts.cgroup_root,
         cgroup=f"{facts.cgroup_root}/softunicast/{node_name}",
         started_s=now_s,
     )
     return Desired(build_, resources, state)
+
+
+@dataclass(slots=True)
+class Memory:
+    """The last tables and what they were made of."""
+
+    key: tuple[object, ...] = ()
+    tables: dict[str, dict[bytes, bytes]] = field(default_factory=dict)
+    wanted: dict[str, dict[bytes, bytes]] = field(default_factory=dict)
+    array_used: dict[str, int] = field(default_factory=dict)
 
 
 def build_tables(

@@ -154,7 +154,7 @@ def diff(desired: Desired, observed: Observed) -> list[op.Operation]:
 def _fills(want: Resources, have: Resources) -> Iterator[op.FillMap]:
     for name in [*MAP_ORDER, *sorted(set(want.tables) - set(MAP_ORDER))]:
         wanted, found = want.tables.get(name), have.tables.get(name, {})
-        if wanted is None:
+        if wanted is None or wanted == found:
             continue
         updates = {key: value for key, value in sorted(wanted.items()) if found.get(key) != value}
         deletions = tuple(sorted(set(found) - set(wanted)))
@@ -210,8 +210,6 @@ def _remembering(desired: Desired, observed: Observed, work: list[op.Operation])
         addresses_added=tuple(sorted(added)),
         started_s=started_s,
     )
-    if not work and last == final:
-        return []
     first = replace(
         last or replace(desired.state, build_hash=""),
         ready=False,
@@ -221,6 +219,9 @@ def _remembering(desired: Desired, observed: Observed, work: list[op.Operation])
         array_used=_most(desired.state.array_used, last.array_used if last else {}),
         started_s=started_s,
     )
+    if last == final:
+        # A device came or went: nothing to remember, so the file is left alone.
+        return work
     result: list[op.Operation] = [op.SaveState(first)] if first != last and work else []
     return [*result, *work, op.SaveState(final)]
 

@@ -77,8 +77,10 @@ class Netlink:
             )
         return found
 
-    def _routes(self, version: int, table: int) -> Iterator[tuple[Route, bool]]:
-        names = {link["index"]: link.get("ifname") for link in self._ipr.get_links()}
+    def _names(self) -> dict[int, str]:
+        return {link["index"]: link.get("ifname") for link in self._ipr.get_links()}
+
+    def _routes(self, version: int, table: int, names: dict[int, str]) -> Iterator[tuple[Route, bool]]:
         for message in self._ipr.get_routes(family=_FAMILIES[version], table=table):
             if message["dst_len"] or message["type"] not in (_RTN_UNICAST, _RTN_UNREACHABLE):
                 continue
@@ -94,8 +96,9 @@ class Netlink:
         """The default routes of the main table, both families, by metric."""
         found = []
         with _naming("list default routes"):
+            names = self._names()
             for version in _FAMILIES:
-                for route, reachable in self._routes(version, _MAIN):
+                for route, reachable in self._routes(version, _MAIN, names):
                     if reachable:
                         found.append(DefaultRoute(version, route.metric, route.hops))
         return tuple(sorted(found, key=lambda route: (route.version, route.metric, route.hops)))
@@ -103,7 +106,8 @@ class Netlink:
     def routes(self) -> frozenset[Route]:
         """The default routes of the agent's table."""
         with _naming(f"list routes of table {TABLE}"):
-            return frozenset(route for version in _FAMILIES for route, _ in self._routes(version, TABLE))
+            names = self._names()
+            return frozenset(route for version in _FAMILIES for route, _ in self._routes(version, TABLE, names))
 
     def rules(self) -> frozenset[Rule]:
         """The rules that lead to the agent's table."""

@@ -78,8 +78,8 @@ def iptables() -> Iterable[str]:
             yield done.stdout
 
 
-def observe(machine: Machine, want: Desired, facts_: Facts) -> Observed:
-    """What of ours is there."""
+def observe(machine: Machine, want: Desired, facts_: Facts, *, maps: bool = True) -> Observed:
+    """What of ours is there. Without `maps` their contents are taken to be as wanted, not read."""
     last = state.load(machine.run / "node.json")
     programs = _programs(machine.pins / "progs")
     found, link_programs = _links(machine, facts_)
@@ -88,7 +88,7 @@ def observe(machine: Machine, want: Desired, facts_: Facts) -> Observed:
     paths = set(want.resources.sysctls) | set(last.sysctls_before if last else ())
     ours = machine.netlink
     resources = Resources(
-        tables=_tables(machine, want, last),
+        tables=_tables(machine, want, last) if maps else want.resources.tables,
         links=found,
         addresses=ours.lo_addresses(),
         rules=ours.rules(),

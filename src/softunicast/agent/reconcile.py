@@ -13,8 +13,9 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from softunicast.agent import desired, observed
 from softunicast.agent.diff import Desired, Observed, diff
@@ -26,6 +27,8 @@ from softunicast.errors import KernelError, SoftunicastError, UsageError
 from softunicast.kernel import netns, nodes
 from softunicast.model.binding import Bindings, check_bindings, load_bindings
 from softunicast.model.plan import Plan, load_plan
+
+MAPS_EVERY_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +74,25 @@ class Decision:
     findings: tuple[Finding, ...]
 
 
-def decide(machine: Machine, inputs: Inputs) -> Decision:
+@dataclass(slots=True)
+class Memory:
+    """What a daemon need not find out again each time.
+
+    The maps' contents are read at the first look, when the wanted ones change, after a failure, and once a
+    minute; in between only what others touch is looked at: links, routes, addresses, sysctls, nft.
+    """
+
+    tables: desired.Memory = field(default_factory=desired.Memory)
+    read: object = None
+    read_at_s: float = 0.0
+
+    def must_read(self, wanted: object, now_s: float) -> bool:
+        return self.read is not wanted or now_s - self.read_at_s >= MAPS_EVERY_S
+
+
+def decide(machine: Machine, inputs: Inputs, memory: Memory | None = None) -> Decision:
     """Look and compare; changes nothing. UsageError when no operation may lead from here to there."""
+    memory = Memory() if memory is None else memory
     inputs.plan.node(machine.node)
     last = load(machine.run / "node.json")
     facts = observed.facts(machine)
@@ -86,10 +106,18 @@ def decide(machine: Machine, inputs: Inputs) -> Decision:
         last,
         inputs.files,
         int(time.time()),
+        memory.tables,
     )
-    have = observed.observe(machine, want, facts)
+    now_s = time.monotonic()
+    read = memory.must_read(want.resources.tables, now_s)
+    have = observed.observe(machine, want, facts, maps=read)
     findings = find(desired.subject(inputs.plan, inputs.bindings, machine.node, facts), facts)
-    return Decision(want, have, tuple(diff(want, have)), tuple(findings))
+    operations = tuple(diff(want, have))
+    if operations:
+        memory.read = None
+    elif read:
+        memory.read, memory.read_at_s = want.resources.tables, now_s
+    return Decision(want, have, operations, tuple(findings))
 
 
 def _alone(node: str, cookie: int) -> None:
