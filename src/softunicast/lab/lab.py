@@ -37,6 +37,7 @@ from .traces import forget_node
 from .web_log import Seen, read_web_log
 
 READY_S: Final = 10.0
+AGENT_READY_S: Final = 40.0  # two agents verify their programs at the same time
 PACKAGE_FOLDER: Final = Path(softunicast.__path__[0]).parent
 
 
@@ -269,7 +270,7 @@ class Lab:
         with (self.folder / f"agent-{name}.log").open("ab") as output:
             return host.popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
 
-    def wait_agent(self, name: str, child: subprocess.Popen[Any], *, patience_s: float = READY_S) -> None:
+    def wait_agent(self, name: str, child: subprocess.Popen[Any], *, patience_s: float = AGENT_READY_S) -> None:
         """Until node.json says ready; KernelError when the agent ended or took longer."""
         path = Path("/run/softunicast") / self.node(name).plan_name / "node.json"
         began_s = time.time()

@@ -17,23 +17,22 @@ from softunicast.errors import ProbeError
 from softunicast.kernel import nodes
 
 
-def _places(name: str) -> list[Path]:
-    """Pins, files, cgroup: where a node's things are, whether or not they exist."""
-    places = [nodes.pin_dir(name), nodes.run_dir(name)]
+def _cgroup(name: str) -> Path | None:
     with contextlib.suppress(ProbeError):  # no cgroup2: no agent ever ran here
-        places.append(nodes.cgroup_dir(name).path)
-    return places
+        return nodes.cgroup_dir(name).path
+    return None
 
 
 def traces(name: str) -> list[Path]:
-    """What there is of a node; empty: nothing."""
-    return [place for place in _places(name) if place.exists()]
+    """What there is of a node: pins, files, cgroup; empty: nothing."""
+    places = [nodes.pin_dir(name), nodes.run_dir(name), _cgroup(name)]
+    return [place for place in places if place is not None and place.exists()]
 
 
 def forget_node(name: str) -> None:
     """Remove pins, state and cgroups of a node. Processes in its cgroups are killed; what is not there is no error."""
     for place in traces(name):
-        if (place / "cgroup.procs").exists():
+        if place == _cgroup(name):
             _remove_cgroup(place)
         else:
             shutil.rmtree(place, ignore_errors=True)
