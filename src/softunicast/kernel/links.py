@@ -184,7 +184,7 @@ def attach_tcx(program: Program, ifindex: int, *, egress: bool) -> Link:
 
 
 def attach_xdp(program: Program, ifindex: int, *, generic: bool) -> Link:
-    """Attach at XDP; `generic` works on every device and is slow. KernelError: EBUSY, EOPNOTSUPP, ENODEV."""
+    """Attach at XDP; `generic` works on every device and is slow. KernelError: EBUSY, EOPNOTSUPP."""
     flags = XDP_GENERIC if generic else XDP_NATIVE
     what = f"device {ifindex}, XDP {'generic' if generic else 'native'}"
     return create_link(program, ifindex, AttachType.XDP, flags, what)
