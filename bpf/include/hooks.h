@@ -245,12 +245,6 @@ static __always_inline void su_policy_of(struct bpf_sock_addr *ctx, struct su_po
 	su_policy_current(out);
 }
 
-/* Destinations that this policy does not slice. */
-static __always_inline bool su_bypassed(const struct su_policy *policy, const struct su_addr *remote)
-{
-	return su_listed(SU_LIST_NEVER, remote) || (policy->bypass && su_listed(policy->bypass, remote));
-}
-
 /* The record of a socket that is concerned: it has a policy, or (`fleet`) is bound to a slice. *err: 0, -ENOBUFS. */
 static __noinline struct su_sock *su_record_of(struct bpf_sock_addr *ctx, bool fleet, int *err)
 {
@@ -267,6 +261,25 @@ static __noinline struct su_sock *su_record_of(struct bpf_sock_addr *ctx, bool f
 	else
 		*err = -ENOBUFS;
 	return s;
+}
+
+/*
+ * The flow may have begun with sendto() from the very port that now connects: the guard claimed it as LOCAL, as it stood.
+ * Then the claim becomes the socket's. False: it is another's.
+ */
+static __noinline bool su_take_local(struct su_want *w, __u64 now_ns)
+{
+	__u32 now_s = su_seconds(now_ns);
+	struct su_claim c, *live = su_claim_get(&w->flow, &c);
+
+	if (!live || c.kind != SU_KIND_LOCAL || c.inner_port != w->flow.local_port ||
+	    !su_addr_eq(&c.inner, &w->flow.local) || !su_lock(live, c.word, now_s))
+		return false;
+	live->kind = SU_KIND_SOCKET;
+	live->owner = w->claim.owner;
+	w->claim.word = su_word(su_word_gen(c.word) + 1, SU_STATE_NEW, now_s);
+	su_publish(live, w->claim.word);
+	return true;
 }
 
 /* The source is fixed: claim exactly w->flow. 0 or a negative errno; the record is changed only on success. */
@@ -287,6 +300,8 @@ static __noinline int su_connect_exact(struct bpf_sock_addr *ctx, struct su_sock
 	if (w->claim.slice == SU_NONE || !su_policy_allows(&s->policy, w->claim.slice, port))
 		return -EADDRNOTAVAIL;
 	err = su_claim_exact(w, now_ns, bpf_get_prandom_u32());
+	if (err == -SU_DROP_GUARD_FOREIGN && su_take_local(w, now_ns))
+		err = 0;
 	if (err)
 		return su_errno(err, &w->flow);
 	/* TCP's own connect finds out, with its own errno; UDP's would share the flow with another socket. */
@@ -300,18 +315,23 @@ static __noinline int su_connect_exact(struct bpf_sock_addr *ctx, struct su_sock
 /* Before a flow is claimed: may this socket go there at all, and as what? 1: untouched; 0: claim; negative: errno. */
 static __noinline int su_may_connect(struct su_sock *s, const struct su_flow *f, bool any, bool fleet, bool bound)
 {
+	bool tcp = f->proto == IPPROTO_TCP;
+
+	s->flags &= ~(__u32)SU_SOCK_BYPASS;
 	if (!fleet && su_bypassed(&s->policy, &f->remote)) {
-		s->flags |= SU_SOCK_BYPASS;
+		/* A UDP socket may send elsewhere later, without asking here: the guard looks at each packet of it. */
+		if (tcp)
+			s->flags |= SU_SOCK_BYPASS;
 		return 1;
 	}
-	s->flags &= ~(__u32)SU_SOCK_BYPASS;
 	if (su_fleet(&f->remote))
 		return -EACCES;
 	if (!fleet && !su_policy_family(&s->policy, su_is_v4(&f->remote)))
 		return -ENETUNREACH;
-	if (!any && !fleet)
-		return -EADDRNOTAVAIL;	/* bound to an address that is no slice's */
-	return any && bound;	/* 1: a port outside, and no address: rewritten at the uplink, as LOCAL */
+	if (fleet || (any && !bound))
+		return 0;
+	/* The program fixed a source that is no slice's: UDP is rewritten at the uplink (LOCAL), TCP is refused. */
+	return tcp ? -EADDRNOTAVAIL : 1;
 }
 
 /* connect(): bid->want.flow has protocol, both addresses and the remote port; local port `bound` (host order), 0: none. */

@@ -17,6 +17,7 @@
 
 #include "arbiter.h"
 #include "core.h"
+#include "policy.h"
 
 #define SU_CGROUP_LEVELS 16	/* depth of cgroups in which a policy is looked for */
 
@@ -33,23 +34,6 @@ static __always_inline bool su_addr_any(const struct su_addr *a)
 	if (a->w[0] | a->w[1] | a->w[3])
 		return false;
 	return !a->w[2] || a->w[2] == bpf_htonl(0xffff);
-}
-
-static __noinline bool su_listed(__u32 list, const struct su_addr *addr)
-{
-	struct su_prefix key = {
-		.prefix_len = 32 + 128,
-		.list = bpf_htonl(list),
-		.addr = *addr,
-	};
-
-	return bpf_map_lookup_elem(&prefixes, &key) != NULL;
-}
-
-/* Is it an address of the fleet? */
-static __always_inline bool su_fleet(const struct su_addr *addr)
-{
-	return bpf_map_lookup_elem(&addresses, addr) != NULL;
 }
 
 /* The policy of the current cgroup or of its nearest ancestor that has one. False: none. */

@@ -181,8 +181,9 @@ def test_the_nodes_own_address_is_refused_under_a_policy(node: SockNode) -> None
         made.bind(("10.9.0.2", 0))
         with refused(errno.EADDRNOTAVAIL):
             made.connect((WORLD, 443))
-    with node.tagged() as made:
-        made.bind(("10.9.0.2", 0))
+    for address in ("10.9.0.2", "0.0.0.0"):
+        made = node.tagged()
+        made.bind((address, 0))
         with refused(errno.EADDRNOTAVAIL):
             made.connect((WORLD, 443))
     assert node.claims() == []
