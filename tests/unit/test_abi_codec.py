@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softunicast.kernel import abi
@@ -60,6 +60,7 @@ def values_of(cls: Any) -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.parametrize("name", sorted(CLASSES))
+@settings(max_examples=25)
 @given(data=st.data())
 def test_round_trip(name: str, data: st.DataObject) -> None:
     cls = CLASSES[name]
