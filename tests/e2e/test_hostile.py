@@ -136,6 +136,11 @@ def test_the_guard_stops_a_packet_without_a_claim(lab: FleetLab) -> None:
     frame = ethernet(
         facts.mac("r1", "br0"), facts.mac("lhr1", "eth0"), tcp("198.51.100.20", 9005, WEB, 443, flags=0x10)
     )
+
+    def send() -> None:
+        with pytest.raises(OSError, match="No buffer space"):
+            send_frame(lab.node("lhr1"), "eth0", frame)
+
     with lab.capture() as capture:
-        assert counted(lab, "lhr1", Drop.GUARD_NO_CLAIM, lambda: send_frame(lab.node("lhr1"), "eth0", frame)) == 1
+        assert counted(lab, "lhr1", Drop.GUARD_NO_CLAIM, send) == 1
     assert capture.report().sent == 0

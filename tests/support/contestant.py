@@ -23,6 +23,7 @@ import time
 from typing import Any
 
 PATIENCE_S = 3.0
+IP_RECVERR = 11
 
 
 def name_of(number: int) -> str:
@@ -46,6 +47,7 @@ class Flow:
         self.received = b""
         if protocol == "icmp":
             self.sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+            self.sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)  # host-unreachable is a soft error without it
             self.id = (os.getpid() * 64 + number) & 0xFFFF
         else:
             kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
@@ -82,13 +84,23 @@ class Flow:
         else:
             self.sock.send(b"GET /hold HTTP/1.1\r\nHost: x\r\n\r\n")
 
+    def error_is_mine(self) -> bool:
+        """A raw socket is told of every error that quotes its peer; the queue has what each of them quoted."""
+        mine = False
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                quoted = self.sock.recvmsg(512, 512, socket.MSG_ERRQUEUE)[0]
+                mine |= struct.unpack("!H", quoted[4:6])[0] == self.id
+        return mine
+
     def readable(self) -> None:
         try:
             data = self.sock.recv(4096)
         except BlockingIOError:
             return
         except OSError as error:
-            self.fail(error.errno or 0)
+            if self.protocol != "icmp" or self.error_is_mine():
+                self.fail(error.errno or 0)
             return
         if self.protocol == "tcp":
             self.received += data
@@ -105,8 +117,6 @@ class Flow:
             kind, _, _, ident, _ = struct.unpack("!BBHHH", icmp[:8])
             if kind == 0 and ident == self.id:
                 self.finish(True)
-            elif kind == 3 and struct.unpack("!H", icmp[32:34])[0] == self.id:
-                self.fail(errno.EHOSTUNREACH)
 
 
 def compete(protocol: str, address: str, port: int, count: int, first: int) -> list[Flow]:

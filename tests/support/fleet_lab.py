@@ -14,6 +14,7 @@ from softunicast.kernel.abi import Claim, Counter, Drop, Flow
 from softunicast.kernel.maps import Map
 from softunicast.kernel.nodes import map_pin
 from softunicast.kernel.stats import sum_percpu
+from softunicast.lab.capture import Capture
 from softunicast.lab.lab import Lab
 
 FRESH = [f"203.0.113.{last}" for last in range(100, 180)]
@@ -69,6 +70,10 @@ class FleetLab(Lab):
     def fresh(self) -> str:
         """A destination that no flow of this lab has gone to."""
         return next(self._fresh)
+
+    def capture(self) -> Capture:
+        """Everything between router and internet."""
+        return Capture(self)
 
     def stats(self, node: str) -> tuple[dict[Drop, int], dict[Counter, int]]:
         """Drops and counters of a node since its agent was first started."""

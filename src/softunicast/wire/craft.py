@@ -88,9 +88,9 @@ def icmp_error(
 def carried(
     source: Address, sport: int, destination: Address, dport: int, inner: bytes, *, flags: int = 0
 ) -> bytes:
-    """`inner` in GUE, as nodes carry packets to each other."""
-    proto = 41 if inner[0] >> 4 == 6 else 4
-    return udp(source, sport, destination, dport, Gue(proto, flags).pack() + inner)
+    """`inner` in GUE, as nodes carry packets to each other: without a UDP checksum (RFC 6935 section 5)."""
+    payload = Gue(41 if inner[0] >> 4 == 6 else 4, flags).pack() + inner
+    return ip(source, destination, UDP, struct.pack("!HHHH", sport, dport, 8 + len(payload), 0) + payload)
 
 
 def ethernet(destination: str, source: str, payload: bytes, ethertype: int | None = None) -> bytes:
