@@ -240,9 +240,7 @@ class Oracle:
         passed_over = {
             other
             for other in candidates
-            if other != index
-            and self.ports_left(ask, other, now_ns)
-            and not self._remembered_full(ask, other, now_ns)
+            if other != index and self.ports_left(ask, other, now_ns) and not self._remembered_full(ask, other, now_ns)
         }
         where = (ask.client, ask.slices)
         homes = self._homes.get(where, frozenset(ask.slices)) - passed_over
@@ -273,8 +271,9 @@ class Oracle:
         if alive < self._table_size:
             raise Broken(f"table full with {alive} living claims of {len(self.claims)}, room for {self._table_size}")
 
-    def exact(self, key: Key, index: int, holder: Holder, owner: int, answer: Answer, given: Given | None,
-              now_ns: int) -> None:
+    def exact(
+        self, key: Key, index: int, holder: Holder, owner: int, answer: Answer, given: Given | None, now_ns: int
+    ) -> None:
         """Judges an answer of su_claim_exact."""
         if answer is Answer.NO_SLICE:
             if self.slices[index].may_claim(now_ns):
@@ -319,9 +318,7 @@ class Oracle:
             return
         if given.stolen_from_socket:
             next_generation = (held.generation + 1) % GENERATIONS
-            self.claims[given.key] = Held(
-                Holder.SOCKET, 0, Phase.LINGER, now_ns // NS, next_generation, given.slice
-            )
+            self.claims[given.key] = Held(Holder.SOCKET, 0, Phase.LINGER, now_ns // NS, next_generation, given.slice)
         else:
             self.forget([given.key])
 

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the verbs that only read have in common: which node, its maps, names and timers, and the clock.
+
+Nothing is changed: maps are opened by their pins, names come from the agent's node.json, timers from its copy of
+the plan (the programs' constants are those). A node whose agent is not running reads as well as one whose is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from softunicast.agent import state
+from softunicast.agent.state import NodeState
+from softunicast.egress.flow_view import Names
+from softunicast.errors import KernelError
+from softunicast.kernel import nodes
+from softunicast.kernel.nodes import NodeMaps
+from softunicast.model.plan import Plan, load_plan
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """An opened node. `state` and `plan` as the agent last wrote them."""
+
+    node: str
+    maps: NodeMaps
+    state: NodeState
+    plan: Plan
+
+    @property
+    def names(self) -> Names:
+        return names_of(self.state)
+
+    def now_ns(self) -> int:
+        """The boot clock, which the data plane's times are of."""
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+    def now_s(self) -> int:
+        return self.now_ns() // 1_000_000_000
+
+
+def names_of(node: NodeState) -> Names:
+    """Names by the indices in the maps."""
+    return Names(
+        node=node.node,
+        nodes={index: name for name, index in node.nodes.items()},
+        pools={index: name for name, index in node.pools.items()},
+        onramps={onramp.id: name for name, onramp in node.onramps.items()},
+    )
+
+
+@contextmanager
+def reading(name: str | None) -> Iterator[Reading]:
+    """The node named, or the one of this network namespace. UsageError when there is none here."""
+    node = nodes.find_node(name)
+    held = state.load(nodes.node_file(node))
+    if held is None:
+        raise KernelError(f"node {node}: {nodes.node_file(node)} went away; was the node just uninstalled?")
+    file = nodes.plan_file(node)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise KernelError(f"{file}: {error.strerror}; start the node's agent again") from error
+    with nodes.open_maps(node) as maps:
+        yield Reading(node, maps, held, load_plan(text, str(file)))
