@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from socket import if_nametoindex
-from typing import Final
+from typing import Any, Final
 
 from softunicast.kernel import netns, tun
 from softunicast.kernel.abi import (
@@ -65,6 +65,16 @@ TUN_ONRAMP: Final = 2
 SOURCES: Final = List.FIRST_FREE
 BYPASS: Final = List.FIRST_FREE + 1
 MAP_SIZES: Final = {"flows": 1024, "origin": 1024, "slots": 2048, "crowds": 64, "owners": 1 << 18, "nodes": 16}
+COPIER: Final = """
+import os, sys
+source, target = int(sys.argv[1]), int(sys.argv[2])
+while True:
+    packet = os.read(source, 65536)
+    try:
+        os.write(target, packet)
+    except OSError:
+        continue  # the device is down for a moment
+"""
 POLICY: Final = Policy(flags=PolicyFlag.SET, pool=POOL, tenant=7)
 SETTINGS: Final = Settings(
     full_ns=1_000_000,
@@ -102,9 +112,9 @@ class Dataplane:
     bases: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, **settings: int | bytes) -> Dataplane:
+    def load(cls, **settings: Any) -> Dataplane:
         """With the usual settings, but for those named."""
-        chosen = replace(SETTINGS, **settings)  # type: ignore[arg-type]  # replace() cannot be typed by name
+        chosen = replace(SETTINGS, **settings)
         return cls(BpfObject.load(object_path("egress"), settings=chosen.pack(), map_sizes=MAP_SIZES))
 
     def close(self) -> None:
@@ -114,7 +124,14 @@ class Dataplane:
         self.object.maps[name].update(key, value)
 
     def add_slice(
-        self, address: str, first: int, last: int, *, node: int = ME, udp_exact_first: int = 0, flags: int = SliceFlag.LIVE
+        self,
+        address: str,
+        first: int,
+        last: int,
+        *,
+        node: int = ME,
+        udp_exact_first: int = 0,
+        flags: int = SliceFlag.LIVE,
     ) -> int:
         """Give ports of an address (shift 0) to a node; its index in `slices` when that is this one, else NONE."""
         base = self.bases.setdefault(address, len(self.bases) << 16)
@@ -142,7 +159,9 @@ class Dataplane:
     def add_prefix(self, number: int, network: str) -> None:
         self.put("prefixes", prefix_key(number, ip_network(network)), u32(1))
 
-    def add_onramp(self, number: int, ifindex: int, *, l2: bool, gateway: str, policy: Policy = POLICY, generation: int = 5) -> None:
+    def add_onramp(
+        self, number: int, ifindex: int, *, l2: bool, gateway: str, policy: Policy = POLICY, generation: int = 5
+    ) -> None:
         flags = OnrampFlag.SET | (OnrampFlag.L2 if l2 else 0)
         ramp = Onramp(flags, generation, ifindex, SOURCES, packed(gateway), packed("fe80::1"), policy)
         self.put("onramps", u32(number), ramp.pack())
@@ -185,10 +204,19 @@ class Dataplane:
         return {Flow.unpack(k): Claim.unpack(v) for k, v in self.object.maps["flows"].items()}
 
     def clear(self) -> None:
-        """Forget all flows."""
-        for name in ("flows", "origin", "crowds"):
-            for key in list(self.object.maps[name].keys()):
-                self.object.maps[name].delete(key)
+        """Forget all: flows, counters, tables. fill() starts again."""
+        maps = self.object.maps
+        for name in ("flows", "origin", "crowds", "addresses", "peers", "prefixes", "onramp_devices"):
+            for key in list(maps[name].keys()):
+                maps[name].delete(key)
+        maps["stats"].update(u32(0), Stats().pack())
+        for index in range(len(self.slices)):
+            self.put("slices", u32(index), Slice().pack())
+        for key in list(self.bases.values()):
+            for port in range(9000, 9100):
+                self.put("owners", u32(key + port), Owner(0, 0).pack())
+        self.slices.clear()
+        self.bases.clear()
 
 
 def run(command: str) -> str:
@@ -279,9 +307,8 @@ def place() -> Iterator[Place]:
 @contextmanager
 def joined(near: int, far: int) -> Iterator[None]:
     """What one descriptor gives the other gets, both ways, by two child processes."""
-    copier = "import os,sys\na,b=int(sys.argv[1]),int(sys.argv[2])\nwhile 1:\n try: os.write(b,os.read(a,65536))\n except OSError: pass\n"
     children = [
-        subprocess.Popen(["python3", "-c", copier, str(a), str(b)], pass_fds=(a, b))
+        subprocess.Popen(["python3", "-c", COPIER, str(a), str(b)], pass_fds=(a, b))
         for a, b in ((near, far), (far, near))
     ]
     try:
@@ -294,7 +321,7 @@ def joined(near: int, far: int) -> Iterator[None]:
 
 
 @contextmanager
-def running(where: Place, **settings: int | bytes) -> Iterator[Dataplane]:
+def running(where: Place, **settings: Any) -> Iterator[Dataplane]:
     """The data plane of `where`'s node, filled and attached."""
     plane = Dataplane.load(**settings)
     with ExitStack() as stack:
