@@ -38,6 +38,7 @@ INTEGERS = {
     (8, True): "q",
 }
 SWAPS = {"__be16": ("htons", "ntohs"), "__be32": ("htonl", "ntohl")}
+WIDTH = 120  # line-length in pyproject.toml
 FIXED_CLASS_NAMES = {"su_list": "List", "su_tcp_seen": "TcpSeen", "su_counter": "Counter"}
 
 PREAMBLE = '''\
@@ -119,9 +120,7 @@ def read_btf() -> list[dict[str, Any]]:
         command = ["clang", "-O2", "-g", "-target", "bpf", "-mcpu=v3", "-Wall", "-Werror"]
         command += [f"-I/usr/include/{platform.machine()}-linux-gnu", f"-I{INCLUDE}"]
         subprocess.run([*command, "-c", str(TYPES), "-o", str(built)], check=True)
-        dump = subprocess.run(
-            ["bpftool", "btf", "dump", "-j", "file", str(built)], check=True, capture_output=True
-        )
+        dump = subprocess.run(["bpftool", "btf", "dump", "-j", "file", str(built)], check=True, capture_output=True)
     types: list[dict[str, Any]] = json.loads(dump.stdout)["types"]
     return types
 
@@ -165,9 +164,7 @@ def enum_text(entry: dict[str, Any]) -> str:
     named = [(member, value) for member, value in members(entry) if member != "MAX"]
     lines = [f"\nclass {class_name(name)}({base}):", *(f"    {member} = {value}" for member, value in named)]
     last = [
-        f"\n\n{class_name(name).upper()}_MAX: Final = {value}"
-        for member, value in members(entry)
-        if member == "MAX"
+        f"\n\n{class_name(name).upper()}_MAX: Final = {value}" for member, value in members(entry) if member == "MAX"
     ]
     return "\n".join(lines + last) + "\n"
 
@@ -182,9 +179,7 @@ def make_field(name: str, type_id: int, types: dict[int, dict[str, Any]]) -> Fie
         return Field(name, "16s", "bytes", "NO_ADDRESS", f"_address(self.{name})", "{0}")
     if kind == "STRUCT":
         inner = class_name(entry["name"])
-        return Field(
-            name, f"{entry['size']}s", inner, f"{inner}()", f"self.{name}.pack()", f"{inner}.unpack({{0}})"
-        )
+        return Field(name, f"{entry['size']}s", inner, f"{inner}()", f"self.{name}.pack()", f"{inner}.unpack({{0}})")
     if kind == "ARRAY":
         element, count = make_field(name, entry["type_id"], types), int(entry["nr_elems"])
         if element.type != "int" or element.pack != f"self.{name}":
@@ -261,11 +256,11 @@ def struct_text(entry: dict[str, Any], types: dict[int, dict[str, Any]]) -> str:
 
 
 def call(head: str, arguments: list[str]) -> list[str]:
-    """A call on one line when it fits 110 columns, else one argument a line (as ruff formats it)."""
+    """A call on one line when it fits, else one argument a line (as ruff formats it)."""
     joined, indent = ", ".join(arguments), " " * (len(head) - len(head.lstrip()))
-    if len(head) + len(joined) + 2 <= 110:
+    if len(head) + len(joined) + 2 <= WIDTH:
         return [f"{head}({joined})"]
-    if len(indent) + 4 + len(joined) <= 110:
+    if len(indent) + 4 + len(joined) <= WIDTH:
         return [f"{head}(", f"{indent}    {joined}", f"{indent})"]
     return [f"{head}(", *(f"{indent}    {argument}," for argument in arguments), f"{indent})"]
 

@@ -28,9 +28,7 @@ from softunicast.kernel.abi_util import (
 
 BITS = {"B": 8, "H": 16, "I": 32, "Q": 64}
 CLASSES = {
-    name: value
-    for name, value in vars(abi).items()
-    if inspect.isclass(value) and dataclasses.is_dataclass(value)
+    name: value for name, value in vars(abi).items() if inspect.isclass(value) and dataclasses.is_dataclass(value)
 }
 ADDRESSES = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6))
 
@@ -38,9 +36,7 @@ ADDRESSES = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6))
 def values_of(cls: Any) -> st.SearchStrategy[Any]:
     """All values of a generated class, its bounds taken from its own format."""
     tokens = [
-        (int(count or 1), code)
-        for count, code in re.findall(r"(\d*)([a-zA-Z])", cls._CODEC.format)
-        if code != "x"
+        (int(count or 1), code) for count, code in re.findall(r"(\d*)([a-zA-Z])", cls._CODEC.format) if code != "x"
     ]
     arguments = {}
     for field, (count, code) in zip(dataclasses.fields(cls), tokens, strict=True):
@@ -49,11 +45,7 @@ def values_of(cls: Any) -> st.SearchStrategy[Any]:
         elif code == "s":
             arguments[field.name] = st.binary(min_size=count, max_size=count)
         else:
-            integer = (
-                st.integers(-(1 << 31), (1 << 31) - 1)
-                if code == "i"
-                else st.integers(0, (1 << BITS[code]) - 1)
-            )
+            integer = st.integers(-(1 << 31), (1 << 31) - 1) if code == "i" else st.integers(0, (1 << BITS[code]) - 1)
             many = st.lists(integer, min_size=count, max_size=count).map(tuple)
             arguments[field.name] = many if field.type == "tuple[int, ...]" else integer
     return st.builds(cls, **arguments)

@@ -171,11 +171,7 @@ class Flow:
 
     def pack(self) -> bytes:
         return self._CODEC.pack(
-            _address(self.local),
-            _address(self.remote),
-            htons(self.local_port),
-            htons(self.remote_port),
-            self.proto,
+            _address(self.local), _address(self.remote), htons(self.local_port), htons(self.remote_port), self.proto
         )
 
     @classmethod
@@ -501,9 +497,7 @@ class CrowdKey:
     chunk: int = 0
 
     def pack(self) -> bytes:
-        return self._CODEC.pack(
-            _address(self.remote), self.slice, htons(self.remote_port), self.proto, self.chunk
-        )
+        return self._CODEC.pack(_address(self.remote), self.slice, htons(self.remote_port), self.proto, self.chunk)
 
     @classmethod
     def unpack(cls, data: bytes | bytearray | memoryview) -> CrowdKey:
@@ -619,22 +613,7 @@ class Settings:
     def unpack(cls, data: bytes | bytearray | memoryview) -> Settings:
         v = cls._CODEC.unpack(data)
         return cls(
-            v[0],
-            v[1],
-            v[2],
-            v[3],
-            v[4],
-            v[5],
-            v[6],
-            v[7],
-            v[8],
-            v[9],
-            v[10],
-            v[11],
-            v[12],
-            v[13],
-            ntohs(v[14]),
-            v[15],
+            v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], v[9], v[10], v[11], v[12], v[13], ntohs(v[14]), v[15]
         )
 
 

@@ -143,9 +143,7 @@ class Netlink:
     def delete_device(self, name: str) -> bool:
         """Remove it, and the other end of a pair. False when there is none."""
         device = self.device(name)
-        return device is not None and self._do(
-            f"delete device {name}", GONE, "link", "del", index=device.ifindex
-        )
+        return device is not None and self._do(f"delete device {name}", GONE, "link", "del", index=device.ifindex)
 
     def addresses(self, ifindex: int | None = None) -> list[DeviceAddress]:
         """Addresses of one device or of all."""

@@ -168,9 +168,7 @@ def create_link(program: Program, target: int, attach_type: int, flags: int, wha
     try:
         return Link(bpf(Command.LINK_CREATE, attribute.ljust(64, b"\0")))
     except OSError as error:
-        raise KernelError(
-            f"attach {program.name} to {what}: {error.strerror}", errno=error.errno or 0
-        ) from error
+        raise KernelError(f"attach {program.name} to {what}: {error.strerror}", errno=error.errno or 0) from error
 
 
 def attach_tcx(program: Program, ifindex: int, *, egress: bool) -> Link:

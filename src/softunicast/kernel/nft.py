@@ -50,9 +50,7 @@ def call(arguments: list[str], script: str | None = None) -> str:
     """Run nft; what it printed. ProbeError when it is not installed, KernelError when it fails."""
     command = ["nft", *arguments]
     try:
-        done = subprocess.run(
-            command, input=script, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-        )
+        done = subprocess.run(command, input=script, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except FileNotFoundError as error:
         raise ProbeError("nft not found: install it (Debian: apt-get install nftables)") from error
     except subprocess.TimeoutExpired as error:

@@ -86,9 +86,7 @@ class Feature:
 def probe() -> list[Feature]:
     """Try everything, about 0.1 s. ProbeError when this is not allowed at all (not root, no libbpf)."""
     if try_load(ProgramType.SCHED_CLS) == errno.EPERM:
-        raise ProbeError(
-            "bpf(2) is not permitted: run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
-        )
+        raise ProbeError("bpf(2) is not permitted: run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")
     library = libbpf()
     features = [version_feature(platform.release()), *file_features()]
     for program, purpose in PROGRAMS.items():
@@ -119,9 +117,7 @@ def require(features: Sequence[Feature]) -> None:
 def version_feature(release: str) -> Feature:
     match = re.match(r"(\d+)\.(\d+)", release)
     running = (int(match[1]), int(match[2])) if match else (0, 0)
-    return Feature(
-        f"Linux {FLOOR[0]}.{FLOOR[1]}", running >= FLOOR, f"everything (running: {release})", NEWER
-    )
+    return Feature(f"Linux {FLOOR[0]}.{FLOOR[1]}", running >= FLOOR, f"everything (running: {release})", NEWER)
 
 
 def file_features() -> list[Feature]:
@@ -131,9 +127,7 @@ def file_features() -> list[Feature]:
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
     jit = Path("/proc/sys/net/core/bpf_jit_enable")
     return [
-        Feature(
-            "BTF", bool(kernel_types), "programs that fit every kernel", "boot one with CONFIG_DEBUG_INFO_BTF"
-        ),
+        Feature("BTF", bool(kernel_types), "programs that fit every kernel", "boot one with CONFIG_DEBUG_INFO_BTF"),
         Feature(
             "socket iterators",
             b"\0bpf_iter__tcp\0" in kernel_types and b"\0bpf_iter__udp\0" in kernel_types,
@@ -168,15 +162,9 @@ def tc_features() -> list[Feature]:
     """TCX, or clsact where it is absent."""
     purpose = "programs on devices"
     tcx = has_tcx()
-    features = [
-        Feature(
-            "TCX", tcx, f"{purpose} that are replaced in place", "boot Linux 6.6 or newer", required=False
-        )
-    ]
+    features = [Feature("TCX", tcx, f"{purpose} that are replaced in place", "boot Linux 6.6 or newer", required=False)]
     if not tcx:
-        features.append(
-            Feature("clsact", has_clsact(), f"{purpose} without TCX", "modprobe sch_ingress cls_bpf")
-        )
+        features.append(Feature("clsact", has_clsact(), f"{purpose} without TCX", "modprobe sch_ingress cls_bpf"))
     return features
 
 
