@@ -186,7 +186,7 @@ class _Judge:
         number = packets = total_bytes = sent = 0
         from_bytes = int.from_bytes
         for number, (time_ns, frame, wire) in enumerate(read_pcap(pcap).frames(), 1):
-            proto = frame[23] if len(frame) >= 54 else 0
+            proto = frame[23] if len(frame) >= 42 else 0
             plain = frame[12:15] == b"\x08\x00\x45" and proto in (6, 17) and not frame[20] & 0x3F and not frame[21]
             if not plain or (frame[16] << 8 | frame[17]) < 28:
                 self._now = (number, time_ns)
@@ -291,13 +291,14 @@ class _Judge:
         fragment = (packet.source.packed, packet.destination.packed, packet.proto, packet.ident)
         if packet.fragment_offset:
             return "" if fragment in self._first_fragments else "a later fragment whose first was not seen"
-        if packet.source_port is not None:
-            why = self._why_not(packet.source, packet.source_port, node, count=True)
-        elif packet.is_echo_request and packet.icmp_id is not None:
-            why = self._why_not(packet.source, packet.icmp_id, node, count=True)
+        port = packet.source_port
+        if packet.is_echo_request:
+            port = packet.icmp_id
+        if port is not None:
+            why = self._why_not(packet.source, port, node, count=True)
             if not why:
-                flow = (NAMES[packet.proto], str(packet.source), packet.icmp_id, str(packet.destination), 0)
-                self.report.flows[flow] += 1
+                place = str(packet.destination), packet.destination_port or 0
+                self.report.flows[(NAMES[packet.proto], str(packet.source), port, *place)] += 1
         elif packet.is_echo_reply:
             self.report.echo_replies += 1
             asked = (packet.destination.packed, packet.source.packed, packet.icmp_id) in self._asked

@@ -40,6 +40,7 @@ ADDRESS: Final = "198.51.100.10"
 DOWNLOAD_BYTES: Final = 10_000_000
 PINGS: Final = 5
 PATIENCE_S: Final = 45.0
+LEAST_WIDTH: Final = 100  # columns; a narrower terminal folds the lines rather than losing an address
 
 
 class DemoLab(Lab):
@@ -309,7 +310,8 @@ def demonstrate(prefix: str = "demo", *, keep: bool = False, console: Console | 
 
     SoftunicastError when the lab cannot be brought up; then nothing is left behind.
     """
-    out = console if console is not None else Console(highlight=False, soft_wrap=True)
+    out = console if console is not None else Console(highlight=False)
+    out.width = max(out.width, LEAST_WIDTH)
     lab = DemoLab(prefix)
     outcome = Outcome()
     out.print(facts.DRAWING, markup=False)
