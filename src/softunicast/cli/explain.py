@@ -28,7 +28,7 @@ from softunicast.egress.explain import explain as explain_packet
 from softunicast.egress.flow_view import Names
 from softunicast.errors import PlanError, UsageError
 from softunicast.kernel import nodes
-from softunicast.model.binding import Bindings, check_bindings, load_bindings
+from softunicast.model.binding import Bindings, check_bindings, load_bindings, read_bindings
 from softunicast.model.owner import OwnerTable
 from softunicast.model.plan import Plan, load_plan
 from softunicast.steering import tables as steering_tables
@@ -132,8 +132,9 @@ def plan_explanations(
 ) -> dict[str, Explanation]:
     """From what each node would have (or the one node), claims unknown."""
     plan = load_plan(read(plan_file), str(plan_file))
-    bindings = load_bindings(read(bindings_file), str(bindings_file))
-    check_bindings(plan, bindings)
+    given = read_bindings(read(bindings_file), str(bindings_file))
+    check_bindings(plan, given)
+    bindings = given.bindings
     if at_node is not None and at_node not in plan.nodes:
         raise UsageError(f"--at {at_node}: no node of {plan_file}; it has {', '.join(sorted(plan.nodes))}")
     table = OwnerTable.build(plan, bindings)
