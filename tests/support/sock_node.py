@@ -16,6 +16,7 @@ import ctypes
 import errno
 import itertools
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -25,11 +26,11 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 
-from tests.support.wait import wait_until
-
-from softunicast.kernel import abi, cgroup, netns
+from softunicast.agent import state
+from softunicast.kernel import abi, cgroup, netns, nodes
 from softunicast.kernel.abi_util import Word, addr_bytes, addr_ip, prefix_key
-from softunicast.kernel.bpf import AttachType, BpfObject, Link, attach_cgroup, object_path, run_iter
+from softunicast.kernel.bpf import AttachType, BpfObject, Link, attach_cgroup, attach_tcx, object_path, run_iter
+from tests.support.wait import wait_until
 
 WORLD, WORLD2, WORLD6 = "203.0.113.1", "203.0.113.2", "2001:db8:f::1"
 ADDRESS, ADDRESS2 = "198.51.100.20", "198.51.100.30"
@@ -85,6 +86,7 @@ class SockNode:
         hooks: bool = True,
         wildcard: int = 0,
         linger_s: int = 60,
+        pinned: bool = False,
     ) -> None:
         self.undo = contextlib.ExitStack()
         number = next(NUMBERS)
@@ -93,7 +95,7 @@ class SockNode:
         self.links: dict[str, Link] = {}
         try:
             self._namespaces(f"v{os.getpid() % 100000}x{number}")
-            self._load(wildcard, linger_s)
+            self._load(wildcard, linger_s, pinned)
             self.cgroup = cgroup.CgroupDir.below_root(self.name)
             self.cgroup.create()
             self.undo.callback(self._remove_cgroup)
@@ -152,10 +154,10 @@ class SockNode:
         ip("route", "add", "198.51.100.0/24", "via", "10.9.0.2", ns=self.world)
         ip("-6", "route", "add", "2001:db8:51::/48", "via", "fd09::2", ns=self.world)
 
-    def _load(self, wildcard: int, linger_s: int) -> None:
+    def _load(self, wildcard: int, linger_s: int, pinned: bool) -> None:
         with netns.enter(self.name):
             cookie = netns.cookie()
-        settings = abi.Settings(
+        self.settings = abi.Settings(
             netns_cookie=cookie,
             full_ns=1_000_000,
             node=1,
@@ -174,21 +176,19 @@ class SockNode:
             underlay=addr_bytes(IPv4Address("10.9.0.2")),
         )
         sizes = {"flows": 1 << 11, "origin": 1 << 11, "slots": 1 << 12}
-        self.object = BpfObject.load(object_path("claim"), settings=settings.pack(), map_sizes=sizes)
+        pins = nodes.pin_dir(self.name) if pinned else None
+        if pins:
+            self.undo.callback(shutil.rmtree, pins, ignore_errors=True)
+        self.object = BpfObject.load(object_path("claim"), settings=self.settings.pack(), map_sizes=sizes, pin_dir=pins)
         self.undo.callback(self.object.close)
+        if pinned:
+            self._pretend_agent(cookie)
         maps = self.object.maps
-        bases = {
-            address: 65536 * at
-            for at, address in enumerate(sorted({address for address, _, _ in self.slices}))
-        }
+        bases = {address: 65536 * at for at, address in enumerate(sorted({address for address, _, _ in self.slices}))}
         for address, base in bases.items():
-            maps["addresses"].update(
-                addr_bytes(ip_address(address)), abi.Address(base=base, shift=0, site=1).pack()
-            )
+            maps["addresses"].update(addr_bytes(ip_address(address)), abi.Address(base=base, shift=0, site=1).pack())
         for port in range(FOREIGN_PORT, FOREIGN_PORT + 10):
-            maps["owners"].update(
-                U32.pack(bases[self.slices[0][0]] + port), abi.Owner(node=2, slice=abi.NONE).pack()
-            )
+            maps["owners"].update(U32.pack(bases[self.slices[0][0]] + port), abi.Owner(node=2, slice=abi.NONE).pack())
         for index, (address, first, last) in enumerate(self.slices):
             pool = 1 if address != ADDRESS2 else 2
             maps["slices"].update(
@@ -208,19 +208,32 @@ class SockNode:
                 maps["owners"].update(U32.pack(bases[address] + port), abi.Owner(node=1, slice=index).pack())
         place = 0
         for pool in (1, 2):
-            numbers = [
-                at for at, (address, _, _) in enumerate(self.slices) if (address == ADDRESS2) == (pool == 2)
-            ]
+            numbers = [at for at, (address, _, _) in enumerate(self.slices) if (address == ADDRESS2) == (pool == 2)]
             four = [at for at in numbers if ":" not in self.slices[at][0]]
             six = [at for at in numbers if ":" in self.slices[at][0]]
             for at, index in enumerate(four + six):
                 maps["pool_slices"].update(U32.pack(place + at), U32.pack(index))
-            maps["pools"].update(
-                U32.pack(pool), abi.Pool(place, len(four), place + len(four), len(six)).pack()
-            )
+            maps["pools"].update(U32.pack(pool), abi.Pool(place, len(four), place + len(four), len(six)).pack())
             place += len(numbers)
         for network in ("127.0.0.0/8", "10.9.0.0/24", "::1/128", "fd09::/64", "224.0.0.0/4", "ff00::/8"):
             maps["prefixes"].update(prefix_key(abi.List.NEVER, ip_network(network)), U32.pack(1))
+
+    def _pretend_agent(self, cookie: int) -> None:
+        """What `softunicast run` looks for: the pinned program and node.json."""
+        self.object.programs["su_recount"].pin(nodes.program_pin(self.name, "su_recount"))
+        known = state.NodeState(
+            node=self.name,
+            netns_cookie=cookie,
+            abi_version=abi.ABI_VERSION,
+            pools={"ten": 1, "other": 2, "empty": 3},
+            slices=tuple(
+                state.SliceState(index, f"{address}:{first}-{last}", "other" if address == ADDRESS2 else "ten", 1)
+                for index, (address, first, last) in enumerate(self.slices)
+            ),
+        )
+        self.undo.callback(shutil.rmtree, nodes.run_dir(self.name), ignore_errors=True)
+        known.save(nodes.node_file(self.name))
+        self.undo.callback(nodes.cgroup_dir(self.name).remove)
 
     def policy(self, folder: cgroup.CgroupDir, policy: abi.Policy | None = None) -> None:
         """Put a cgroup under a policy (default: pool 1)."""
@@ -238,6 +251,17 @@ class SockNode:
                 self.undo.callback(self.links[name].close)
         finally:
             os.close(folder)
+
+    def attach_guard(self) -> None:
+        """Put the tc programs on the uplink: nothing leaves a slice without a claim, answers need one."""
+        egress = BpfObject.load(object_path("egress"), settings=self.settings.pack(), reuse=self.object.maps)
+        self.undo.callback(egress.close)
+        with netns.enter(self.name):
+            index = socket.if_nametoindex("up0")
+            self.object.maps["uplinks"].update(U32.pack(0), abi.Uplink(ifindex=index, mtu=1500).pack())
+            for name, out in (("su_guard", True), ("su_uplink_in", False)):
+                link = attach_tcx(egress.programs[name], index, egress=out)
+                self.undo.callback(link.close)
 
     def adopt(self) -> None:
         """Run both iterators, as a starting agent does."""
@@ -289,9 +313,7 @@ class SockNode:
         made.settimeout(5)
         return made
 
-    def run(
-        self, *command: str, folder: cgroup.CgroupDir | None = None, **options: object
-    ) -> subprocess.Popen[bytes]:
+    def run(self, *command: str, folder: cgroup.CgroupDir | None = None, **options: object) -> subprocess.Popen[bytes]:
         """A program in the node's namespace and cgroup."""
         where = folder or self.cgroup
         path = f"/run/netns/{self.name}"
@@ -336,6 +358,12 @@ class SockNode:
         """Claims that are not LINGER."""
         return [one for one in self.claims() if one.state != abi.State.LINGER]
 
+    def drops(self) -> dict[str, int]:
+        """Drop reasons that were met, by name."""
+        copies = [abi.Stats.unpack(one) for one in self.object.maps["stats"].lookup_percpu(U32.pack(0))]
+        totals = {reason.name: sum(copy.drops[reason] for copy in copies) for reason in abi.Drop}
+        return {name: total for name, total in totals.items() if total}
+
     def counter(self, counter: abi.Counter) -> int:
         copies = self.object.maps["stats"].lookup_percpu(U32.pack(0))
         return sum(abi.Stats.unpack(copy).counters[counter] for copy in copies)
@@ -347,9 +375,7 @@ def refused(number: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        assert error.errno == number, (
-            f"{errno.errorcode.get(error.errno or 0)}, not {errno.errorcode[number]}"
-        )
+        assert error.errno == number, f"{errno.errorcode.get(error.errno or 0)}, not {errno.errorcode[number]}"
     else:
         raise AssertionError(f"nothing was refused; {errno.errorcode[number]} was due")
 
