@@ -66,7 +66,7 @@ def test_encapsulated_by_a_stranger(lab: FleetLab) -> None:
     ("reason", "inner", "flags"),
     [
         (Drop.INNER_NOT_SLICE, udp(WEB, 53, "192.0.2.9", 9005, b"x"), 0),
-        (Drop.INNER_INTERNAL, udp("10.0.1.1", 53, *MINE, b"x"), 0),
+        (Drop.INNER_INTERNAL, udp("10.0.1.12", 53, *MINE, b"x"), 0),
         (Drop.FINAL_NOT_MINE, udp(WEB, 53, "198.51.100.20", 9015, b"x"), FINAL),
     ],
 )
