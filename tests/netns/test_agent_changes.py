@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent does when something changes, and what it refuses. Needs root."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.support.agent_node import AgentNode, agent_node
+from tests.support.dump import PINS, RUN, differences
+from tests.support.wait import wait_until
+
+from softunicast.kernel import abi, nodes
+from softunicast.kernel.abi_util import Word, addr_bytes
+from softunicast.kernel.cgroup import CgroupDir
+from softunicast.model.address import parse_address
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[AgentNode]:
+    with agent_node(tmp_path) as made:
+        yield made
+
+
+def test_new_settings_replace_programs_and_keep_maps_and_links(node: AgentNode) -> None:
+    node.once()
+    before = node.dump()
+    node.write(("{flows: 2048}", "{flows: 2048, timers: {udp_s: 77}}"))
+    assert node.once() > 0
+    after = node.dump()
+    assert {name: entry["id"] for name, entry in before["maps"].items()} == {
+        name: entry["id"] for name, entry in after["maps"].items()
+    }
+    for name, link in after["links"].items():
+        assert link["id"] == before["links"][name]["id"], name
+        assert link["prog_id"] != before["links"][name]["prog_id"], name
+    assert not {entry["id"] for entry in after["programs"].values()} & {
+        entry["id"] for entry in before["programs"].values()
+    }
+    assert node.once() == 0
+
+
+def test_a_slice_more_keeps_the_indices_of_the_others(node: AgentNode) -> None:
+    node.once()
+    before = {held["slice"]: held["index"] for held in node.state()["slices"]}
+    node.write(("addresses: [198.51.100.10]", "addresses: [198.51.100.9-198.51.100.10]"))
+    node.once()
+    after = {held["slice"]: held["index"] for held in node.state()["slices"]}
+    assert set(before) & set(after)
+    assert {text: index for text, index in after.items() if text in before} == {
+        text: index for text, index in before.items() if text in after
+    }
+    assert len(set(after.values())) == len(after)
+    with nodes.open_maps(node.name) as maps:
+        for text, index in after.items():
+            held = abi.Slice.unpack(maps["slices"].lookup(struct.pack("=I", index)) or b"")
+            assert text.endswith(f":{held.first}-{held.last}")
+    assert node.once() == 0
+
+
+@pytest.mark.parametrize("what", ["abi", "epoch", "flows", "namespace", "state"])
+def test_refuses_and_changes_nothing(node: AgentNode, what: str) -> None:
+    node.once()
+    file = RUN / node.name / "node.json"
+    arguments: tuple[str, ...] = ("--once",)
+    runner = node
+    if what == "abi":
+        file.write_text(json.dumps({**node.state(), "abi_version": abi.ABI_VERSION + 1}))
+        expected = "agent uninstall"
+    elif what == "epoch":
+        file.write_text(json.dumps({**node.state(), "bindings_epoch": 7}))
+        expected = "older than epoch 7"
+    elif what == "flows":
+        node.write(("{flows: 2048}", "{flows: 4096}"))
+        expected = "map flows has room for 2048 entries"
+    elif what == "namespace":
+        runner = AgentNode(node.name, f"{node.netns}-r", node.folder)
+        expected = "another network namespace"
+    else:
+        file.unlink()
+        expected = "node.json is gone"
+    before = node.dump()
+    done = runner.agent(*arguments)
+    assert done.returncode == 2, done.stderr
+    message = done.stderr.strip().splitlines()[-1]
+    assert message.startswith("softunicast: "), message
+    assert expected in message, message
+    assert differences(before, node.dump()) == []
+
+
+def test_two_nodes_in_one_namespace(node: AgentNode) -> None:
+    node.once()
+    done = node.softunicast(
+        "agent", "--plan", str(node.plan), "--bindings", str(node.bindings_file), "--node", f"{node.name}x", "--once"
+    )
+    assert done.returncode == 2
+    assert f"node {node.name} runs in this network namespace already" in done.stderr
+
+
+def test_breaking_off_halfway_keeps_the_door_closed_and_is_completed(node: AgentNode) -> None:
+    obstacle = PINS / node.name / "progs" / "su_guard_new"
+    obstacle.mkdir(parents=True)
+    done = node.agent("--once", "--log-format", "json")
+    # A node that was never here and has pins: refused until they are taken away.
+    assert done.returncode == 2, done.stderr
+    obstacle.rmdir()
+    links = PINS / node.name / "links"
+    links.mkdir()
+    node.uninstall()
+    # A device that cannot be hooked: the clsact of somebody else is no obstacle, a missing nft is.
+    path = node.folder / "bin"
+    path.mkdir()
+    (path / "nft").write_text('#!/bin/sh\ncase "$*" in -f*) echo refused >&2; exit 1;; esac\nexec /usr/sbin/nft "$@"\n')
+    (path / "nft").chmod(0o755)
+    import os
+    import subprocess
+
+    command = node.command(
+        "agent", "--plan", str(node.plan), "--bindings", str(node.bindings_file), "--node", node.name, "--once"
+    )
+    environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}"}
+    failed = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    assert failed.returncode == 1
+    message = failed.stderr.strip().splitlines()[-1]
+    assert message.startswith("softunicast: nft table inet softunicast: notrack"), message
+    assert "left: mend this and run the agent again" in message
+    assert node.state()["ready"] is False
+    with nodes.open_maps(node.name) as maps:
+        assert abi.Control.unpack(maps["control"].lookup(bytes(4)) or b"").ready == 0
+    assert "guard-" in " ".join(entry.name for entry in (PINS / node.name / "links").iterdir())
+    assert node.once() > 0
+    assert node.state()["ready"] is True
+    assert node.once() == 0
+
+
+def test_findings(node: AgentNode) -> None:
+    script = """
+table inet filter {
+ chain input {
+  type filter hook input priority 0; policy drop
+  ct state established,related accept
+  iifname lo accept
+ }
+}
+table ip nat {
+ chain post {
+  type nat hook postrouting priority srcnat
+  oifname "up0" masquerade
+ }
+}
+"""
+    node.inside("nft", "-f", "-", stdin=script)
+    node.inside("sysctl", "-w", "net.ipv4.ip_local_reserved_ports=9005", "net.ipv4.tcp_timestamps=0")
+    node.inside("sysctl", "-w", "net.ipv4.conf.all.rp_filter=1")
+    node.ip("route", "add", "default", "via", "10.0.1.2", "metric", "50")
+    node.ip("link", "del", "fish0")
+    found = {
+        line.split(": ")[1]: line
+        for line in node.agent("--dry-run").stdout.splitlines()
+        if line.startswith("finding: ")
+    }
+    assert set(found) == {
+        "ct-state-firewall",
+        "nat",
+        "onramp-missing",
+        "reserved-ports",
+        "rp-filter",
+        "several-default-routes",
+        "tcp-timestamps",
+        "underlay-mtu",
+    }
+    remedy = found["ct-state-firewall"].rpartition(": ")[2]
+    assert remedy == "nft insert rule inet filter input ip daddr { 198.51.100.10, 198.51.100.20 } accept"
+    before = node.inside("nft", "list", "tables")
+    node.inside(*remedy.split())
+    assert "ct-state-firewall" in found
+    assert node.inside("nft", "list", "tables") == before
+
+
+def test_the_daemon_follows_devices_files_and_signals(node: AgentNode) -> None:
+    node.ip("link", "del", "fish0")
+    with node.daemon("--interval", "300") as daemon:
+        assert [entry["name"] for entry in daemon.events("finding")].count("onramp-missing") == 1
+        node.ip("link", "add", "fish0", "type", "veth", "peer", "name", "fish1")
+        wait_until(lambda: daemon.done("su_onramp_in"), 20, "the on-ramp is attached")
+        wait_until(lambda: daemon.events("finding gone"), 5, "the finding is gone")
+        assert node.state()["onramps"]["fish"]["generation"] == 2
+        assert daemon.done("su_guard_other at tc egress of fish1")
+        good = node.plan.read_text()
+        node.plan.write_text(good + "nonsense: 1\n")
+        wait_until(lambda: daemon.events("failed"), 20, "a bad plan is told")
+        assert daemon.process.poll() is None
+        node.plan.write_text(good)
+        node.write(("addresses: [198.51.100.10]", "addresses: [198.51.100.10-198.51.100.12]"))
+        wait_until(lambda: daemon.done("address 198.51.100.12/32"), 20, "new slices are taken up")
+        assert daemon.terminate() == 0
+    assert node.once() == 0
+
+
+def test_a_second_agent_is_refused(node: AgentNode) -> None:
+    with node.daemon() as daemon:
+        done = node.agent("--once")
+        assert done.returncode == 2
+        assert f"its agent runs already (pid {daemon.process.pid})" in done.stderr
+        assert node.softunicast("agent", "uninstall", "--node", node.name).returncode == 2
+        assert node.agent("--dry-run").returncode == 0
+
+
+def test_sweeps_claims_of_dead_sockets_and_empty_cgroups(node: AgentNode) -> None:
+    node.once()
+    local, remote = addr_bytes(parse_address("198.51.100.20")), addr_bytes(parse_address("203.0.113.1"))
+    flow = abi.Flow(local=local, remote=remote, local_port=9003, remote_port=443, proto=6).pack()
+    claim = abi.Claim(word=Word(1, abi.State.OPEN, 1).pack(), owner=123456789, kind=abi.Kind.SOCKET, slot=abi.NONE)
+    folder = CgroupDir(nodes.cgroup_dir(node.name).path / "run-99999999")
+    folder.create()
+    with nodes.open_maps(node.name) as maps, node.daemon("--interval", "0.3") as daemon:
+        maps["flows"].update(flow, claim.pack())
+        maps["cgroups"].update(struct.pack("=Q", folder.id), abi.Policy(flags=1).pack())
+        control = abi.Control.unpack(maps["control"].lookup(bytes(4)) or b"")
+        maps["control"].update(bytes(4), abi.Control(ready=control.ready, policies=1).pack())
+
+        def lingers() -> bool:
+            raw = maps["flows"].lookup(flow)
+            return raw is None or abi.Claim.unpack(raw).word >> 32 & 0xFF == abi.State.LINGER
+
+        wait_until(lingers, 30, "the orphan lingers")
+        wait_until(lambda: not folder.exists, 30, "the empty cgroup is gone")
+        wait_until(
+            lambda: abi.Control.unpack(maps["control"].lookup(bytes(4)) or b"").policies == 0, 30, "hooks look no more"
+        )
+        assert list(maps["cgroups"].keys()) == []
+        assert daemon.events("swept")
+        assert not daemon.events("failed")
