@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from softunicast.lab.drawing import DrawingError, read_drawing
@@ -64,6 +66,11 @@ def test_the_labs_drawing() -> None:
     assert all(len(line) <= 100 and line == line.rstrip() for line in DRAWING.splitlines())
     macs = [mac(end.namespace, end.device) for end in read.ends()]
     assert len(set(macs)) == len(macs)
+
+
+def test_the_documentation_shows_the_same() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "lab.md").read_text(encoding="utf-8")
+    assert DRAWING in text
 
 
 @pytest.mark.parametrize("prefix", ["su", "t1"])

@@ -40,6 +40,7 @@ ADDRESS: Final = "198.51.100.10"
 DOWNLOAD_BYTES: Final = 10_000_000
 PINGS: Final = 5
 PATIENCE_S: Final = 45.0
+SETTLE_S: Final = 3.0
 LEAST_WIDTH: Final = 100  # columns; a narrower terminal folds the lines rather than losing an address
 
 
@@ -239,13 +240,22 @@ def act(lab: Lab, outcome: Outcome) -> None:
 
 
 def count(lab: Lab, outcome: Outcome) -> None:
-    """Read the data plane's own counters: only for what no router can see, who carried what to whom."""
-    for node in facts.NODES:
-        with nodes.open_maps(lab.node(node).plan_name) as maps:
-            drops, counters = stats.sum_percpu(maps["stats"])
-        outcome.carried_out[node] = counters[Counter.CARRIED_OUT]
-        outcome.carried_in[node] = counters[Counter.CARRIED_IN]
-        outcome.drops[node] = {Drop(reason).name: number for reason, number in drops.items() if number}
+    """Read the data plane's own counters: only for what no router can see, who carried what to whom.
+
+    Nodes are read one after the other while late packets (a FIN, its ACK) may still pass: read again until they agree.
+    """
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        for node in facts.NODES:
+            with nodes.open_maps(lab.node(node).plan_name) as maps:
+                drops, counters = stats.sum_percpu(maps["stats"])
+            outcome.carried_out[node] = counters[Counter.CARRIED_OUT]
+            outcome.carried_in[node] = counters[Counter.CARRIED_IN]
+            outcome.drops[node] = {Drop(reason).name: number for reason, number in drops.items() if number}
+        agreed = sum(outcome.carried_out.values()) == sum(outcome.carried_in.values())
+        if agreed or time.monotonic() > deadline:
+            return
+        time.sleep(0.1)
 
 
 def control(lab: Lab, outcome: Outcome) -> None:
