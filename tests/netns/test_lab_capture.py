@@ -38,7 +38,7 @@ def lab() -> Iterator[Lab]:
 
 def test_a_download_is_seen_whole_at_both_sides(lab: Lab) -> None:
     url = "http://203.0.113.1/bytes/3000000"
-    with Capture(lab) as internet, Capture(lab, "rack") as rack:
+    with lab.capture() as internet, lab.capture("rack") as rack:
         shown = ["--interface", ADDRESS, "--local-port", "3000", "-o", "/dev/null", "-w", "%{size_download}"]
         done = lab.node("lhr1").run(["curl", "-sS", *shown, url], check=True)
     assert done.stdout == "3000000"
@@ -52,7 +52,7 @@ def test_a_download_is_seen_whole_at_both_sides(lab: Lab) -> None:
 
 
 def test_one_packet_behind_the_guard_is_exactly_one(lab: Lab) -> None:
-    with Capture(lab) as internet, Capture(lab, "rack") as rack:
+    with lab.capture() as internet, lab.capture("rack") as rack:
         inject_behind_guard(lab.node("lhr1"))
     for capture in (internet, rack):
         report = capture.report(OWNERS)
@@ -62,7 +62,7 @@ def test_one_packet_behind_the_guard_is_exactly_one(lab: Lab) -> None:
 
 
 def test_only_the_rack_knows_that_it_was_the_other_nodes_slice(lab: Lab) -> None:
-    with Capture(lab) as internet, Capture(lab, "rack") as rack:
+    with lab.capture() as internet, lab.capture("rack") as rack:
         inject_behind_guard(lab.node("lhr1"), port=5000)
         inject_behind_guard(lab.node("lhr2"), port=5000)
     assert internet.report(OWNERS).ok

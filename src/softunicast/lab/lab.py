@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Final, Self
+from typing import IO, TYPE_CHECKING, Any, Final, Self
 
 import softunicast
 from softunicast.errors import KernelError, UsageError
@@ -35,6 +35,9 @@ from . import build
 from . import topology as facts
 from .traces import forget_node
 from .web_log import Seen, read_web_log
+
+if TYPE_CHECKING:
+    from .capture import Capture
 
 READY_S: Final = 10.0
 AGENT_READY_S: Final = 40.0  # two agents verify their programs at the same time
@@ -141,7 +144,6 @@ class Lab:
         self.down()
         try:
             self.folder.mkdir(parents=True)
-            (self.folder / "lab.json").write_text(json.dumps({"prefix": self.prefix, "maker": os.getpid()}) + "\n")
             self.plan_path.write_text(self.plan_text(), encoding="utf-8")
             build.build(self.prefix, self.topology)
             self._start_servers()
@@ -302,6 +304,12 @@ class Lab:
     def enter(self, name: str) -> contextlib.AbstractContextManager[None]:
         """node(name).enter()"""
         return self.node(name).enter()
+
+    def capture(self, place: str = "internet", *, path: Path | None = None) -> Capture:
+        """A capture at the router, on its "internet" side or in the "rack"; see softunicast.lab.capture."""
+        from .capture import Capture
+
+        return Capture(self, place, path=path)
 
     def web_log(self) -> list[Seen]:
         """Every TCP connection the internet's servers saw so far, in order."""
