@@ -24,7 +24,7 @@ _MAPPED: Final = IPv6Network("::ffff:0:0/96")
 
 def parse_address(text: str) -> IPAddress:
     """An IPv4 or IPv6 address; ValueError says what is wrong."""
-    text = text.strip()
+    text = _one_line(text)
     if "/" in text:
         raise ValueError(f"{text} is a prefix, an address is wanted; leave out the /")
     try:
@@ -41,7 +41,7 @@ def parse_address(text: str) -> IPAddress:
 
 def parse_network(text: str) -> IPNetwork:
     """A prefix; an address alone is a prefix of its full length. Host bits must be zero."""
-    text = text.strip()
+    text = _one_line(text)
     try:
         network = ipaddress.ip_network(text, strict=False)
         address = ipaddress.ip_address(text.split("/")[0])
@@ -59,7 +59,7 @@ def parse_network(text: str) -> IPNetwork:
 
 def parse_addresses(text: str) -> tuple[IPAddress, ...]:
     """One address, a range `first-last` (inclusive) or a prefix (every address of it), expanded in order."""
-    text = text.strip()
+    text = _one_line(text)
     if "/" in text:
         network = parse_network(text)
         if network.num_addresses > MAX_RANGE:
@@ -99,6 +99,13 @@ def network_key(network: IPNetwork) -> tuple[int, int, int]:
     return network.version, int(network.network_address), network.prefixlen
 
 
+def _one_line(text: str) -> str:
+    """Without space around, and fit to be quoted in a message."""
+    text = text.strip()
+    if len(text) > 100 or not text.isprintable():
+        raise ValueError(f"{_shown(text)} is no address or prefix; write one such as 198.51.100.10")
+    return text
+
+
 def _shown(text: str) -> str:
-    text = text if len(text) <= 40 else f"{text[:37]}..."
-    return repr(text)
+    return repr(text if len(text) <= 40 else f"{text[:37]}...")

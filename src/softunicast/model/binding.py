@@ -90,7 +90,7 @@ def load_bindings(text: str, file: str) -> Bindings:
 def read_bindings(text: str, file: str) -> BindingsText:
     """As load_bindings, with the lines."""
     fast = _read_fast(text)
-    epoch, found = fast if fast is not None else _read_yaml(load_document(text, file))
+    epoch, found = fast if fast is not None else _read_yaml(load_document(text, file, _REMAKE))
     found.sort(key=lambda item: item[0])
     for (key, before, _), (next_key, binding, line) in itertools.pairwise(found):
         if key[:2] == next_key[:2] and before.slice.last >= binding.slice.first:

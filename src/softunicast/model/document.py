@@ -10,6 +10,7 @@ PlanError, never another exception.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
@@ -23,10 +24,11 @@ from softunicast.errors import PlanError
 Value = None | bool | int | float | str | list["Value"] | dict[str, "Value"]
 Path = tuple[str | int, ...]
 
-MAX_VALUES: Final = 2_000_000
+MAX_VALUES: Final = 1_000_000
 """Values in a file, aliases expanded: a few lines of YAML can otherwise stand for billions."""
 MAX_DEPTH: Final = 32
 
+_BRACKET: Final = re.compile(r"[\[\]{}]")
 _CORE: Final = "tag:yaml.org,2002:"
 
 
@@ -34,8 +36,12 @@ def path_text(path: Path) -> str:
     """("pools", "gb", "slices", 0) -> pools.gb.slices[0]"""
     text = ""
     for step in path:
-        text += f"[{step}]" if isinstance(step, int) else (f".{step}" if text else step)
-    return text
+        if isinstance(step, int):
+            text += f"[{step}]"
+        else:
+            shown = step if step.isprintable() and step else repr(step)
+            text += f".{shown}" if text else shown
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 @dataclass(slots=True)
@@ -68,13 +74,15 @@ class Document:
         raise PlanError(self.file, line, f"{where}: {problem}" if where else problem, remedy)
 
 
-def load_document(text: str, file: str) -> Document:
-    """Read a file's text whose top is a mapping. PlanError names line and remedy."""
+def load_document(text: str, file: str, begin: str = "begin with the example in docs/plan.md") -> Document:
+    """Read a file's text whose top is a mapping. PlanError names line and remedy (`begin`: of a file that is none)."""
     root = _compose(text, file)
     if root is None:
-        raise PlanError(file, 1, "the file is empty", "begin with the example in docs/plan.md")
+        raise PlanError(file, 1, "the file is empty", begin)
     if not isinstance(root, MappingNode):
-        raise PlanError(file, _line(root), "the file is no mapping of keys to values", "begin with `prefixes:`")
+        raise PlanError(file, _line(root), "the file is no mapping of keys to values", begin)
+    if _values(root, {}) > MAX_VALUES:
+        raise PlanError(file, 0, f"more than {MAX_VALUES} values", "use fewer aliases, or ranges")
     document = Document(file, {})
     data = _Walk(document).value(root, ())
     if isinstance(data, dict):
@@ -86,6 +94,7 @@ def _compose(text: str, file: str) -> Node | None:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip() and "\t" in line[: len(line) - len(line.lstrip())]:
             raise PlanError(file, number, "a tab in the indentation", "indent with spaces")
+    _bracket_depth(text, file)
     yaml = YAML(typ="rt", pure=True)
     try:
         node: Node | None = yaml.compose(text)
@@ -103,6 +112,16 @@ def _compose(text: str, file: str) -> Node | None:
             file, 0, f"not YAML: {type(error).__name__}", "begin with the example in docs/plan.md"
         ) from error
     return node
+
+
+def _bracket_depth(text: str, file: str) -> None:
+    """Refuse what the parser would take quadratic time for. Quotes are not looked at: no plan comes near."""
+    depth = 0
+    for match in _BRACKET.finditer(text):
+        depth = depth + 1 if match[0] in "[{" else max(0, depth - 1)
+        if depth > 4 * MAX_DEPTH:
+            line = text.count("\n", 0, match.start()) + 1
+            raise PlanError(file, line, "nested too deeply", f"a plan has at most {MAX_DEPTH} levels")
 
 
 def _remedy(problem: str) -> str:
@@ -123,21 +142,30 @@ def _line(node: Node) -> int:
     return int(node.start_mark.line) + 1
 
 
+def _values(node: Node, known: dict[int, int]) -> int:
+    """How many values a node stands for with its aliases written out; more than MAX_VALUES when it holds itself."""
+    if id(node) not in known:
+        known[id(node)] = MAX_VALUES + 1
+        children: list[Node] = []
+        if isinstance(node, MappingNode):
+            children = [value for _, value in node.value]
+        elif isinstance(node, SequenceNode):
+            children = list(node.value)
+        known[id(node)] = 1 + sum(_values(child, known) for child in children)
+    return known[id(node)]
+
+
 class _Walk:
-    """Nodes to plain data. Counts what it makes, so that aliases within aliases end."""
+    """Nodes to plain data, aliases written out."""
 
     def __init__(self, document: Document) -> None:
         self._document = document
-        self._made = 0
 
     def _fail(self, node: Node, path: Path, problem: str, remedy: str) -> NoReturn:
         where = path_text(path)
         raise PlanError(self._document.file, _line(node), f"{where}: {problem}" if where else problem, remedy)
 
     def value(self, node: Node, path: Path) -> Value:
-        self._made += 1
-        if self._made > MAX_VALUES:
-            self._fail(node, path, f"more than {MAX_VALUES} values", "use fewer aliases, or ranges")
         if len(path) > MAX_DEPTH:
             self._fail(node, path, "nested too deeply", f"a plan has at most {MAX_DEPTH} levels")
         self._document._lines[path] = _line(node)
@@ -167,13 +195,13 @@ class _Walk:
     def _tag(self, node: Node, path: Path, usual: str) -> None:
         tag = str(node.tag or "")
         if tag and tag != f"{_CORE}{usual}":
-            self._fail(node, path, f"the tag {tag[:40]} is not used here", "remove it")
+            self._fail(node, path, f"the tag {tag[:40]!r} is not used here", "remove it")
 
     def _scalar(self, node: Node, path: Path) -> Value:
         tag, text = str(node.tag or ""), str(node.value)
         kind = tag.removeprefix(_CORE)
         if tag and kind == tag:
-            self._fail(node, path, f"the tag {tag[:40]} is not used here", "remove it, or put the text in quotes")
+            self._fail(node, path, f"the tag {tag[:40]!r} is not used here", "remove it, or put the text in quotes")
         if kind == "null":
             return None
         if kind == "bool":

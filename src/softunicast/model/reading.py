@@ -76,11 +76,13 @@ class PlanReader:
         """Fail unless `name` is one of `known`."""
         if name not in known:
             self.document.fail(
-                path, f"no {kind} {name!r}", f"its {kind}s: {', '.join(sorted(known)) or 'none'}", key=key
+                path, f"no {kind} {name[:63]!r}", f"there are: {', '.join(sorted(known)) or 'none'}", key=key
             )
 
     def read(self) -> Plan:
         self._names()
+        if not self.shape.sites:
+            self.document.fail(("sites",), "no site", "add `lhr: {nodes: {lhr1: {underlay: 10.0.1.11}}}`")
         self.prefixes = self._prefixes()
         sites = self._sites()
         self.nodes = {name: node for site in sites.values() for name, node in site.nodes.items()}
@@ -181,8 +183,6 @@ class PlanReader:
                 underlays[node.underlay] = name
                 nodes[name] = node
             sites[site] = Site(site, nodes)
-        if not sites:
-            self.document.fail(("sites",), "no site", "add `lhr: {nodes: {lhr1: {underlay: 10.0.1.11}}}`")
         return sites
 
     def _node(self, path: Path, site: str, name: str, shape: NodeShape) -> Node:

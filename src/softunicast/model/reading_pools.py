@@ -112,7 +112,7 @@ class PoolReader:
                 room = network.num_addresses - skip
                 self._document.fail(
                     at,
-                    f"{network} holds {room} addresses, {count} are wanted",
+                    f"{network} has room for {room}, {count} addresses are wanted",
                     "use a wider prefix, or `count`",
                 )
             first = int(network.network_address) + skip

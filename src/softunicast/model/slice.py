@@ -44,7 +44,8 @@ class Slice:
     @classmethod
     def parse(cls, text: str) -> Slice:
         """`198.51.100.20:9000-9009`, `[2001:db8::1]:1024-65535`, or one port. ValueError: "problem; remedy"."""
-        match = _TEXT.fullmatch(text.strip())
+        text = text.strip()
+        match = _TEXT.fullmatch(text)
         if match is None:
             shown = text if len(text) <= 60 else f"{text[:57]}..."
             raise ValueError(
