@@ -11,8 +11,7 @@
  *                                 for the hooks should have claimed it
  *   anything else                 passes
  *
- * TC_ACT_SHOT at egress gives the sender ENOBUFS where the kernel tells it (net/ipv4/ip_output.c ip_send_skb:
- * raw sockets and pings always, UDP with IP_RECVERR), else silence.
+ * TC_ACT_SHOT at egress is ENOBUFS to a sender that set IP_RECVERR (net/ipv4/udp.c, raw.c), silence to others.
  */
 #ifndef SU_GUARD_H
 #define SU_GUARD_H

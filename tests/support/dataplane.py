@@ -289,7 +289,6 @@ def place() -> Iterator[Place]:
                 run(f"ip address add {address}/32 dev lo")
             run("ip link set eth0 mtu 1600 up")
             run(f"ip route add 198.51.100.0/24 via {UNDERLAY}")
-            run("ethtool -K eth0 gro on")
         with netns.enter(client):
             run(f"ip address add {CLIENT}/24 dev eth0")
             run("ip link set eth0 up")
