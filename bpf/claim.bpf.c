@@ -3,7 +3,7 @@
  * claim.bpf.c - sockets claim their flows.
  *
  * The programs hang on the root cgroup, where nobody escapes them, and return at once for other namespaces than
- * settings.netns_cookie's. Who decides what: hooks.h (connect, bind, sendmsg), sock.h (what a socket carries),
+ * settings.netns_cookie's. Who decides what: hooks.h (connect, sendmsg), bind.h (bind), sock.h (what a socket carries),
  * arbiter.h (which port). This file is the entries, and when a socket's claim ends:
  *
  *   what happens                               events                                   the claim
@@ -23,7 +23,7 @@
  * (tcp_set_state, tcp_close), net/ipv4/udp.c (udp_sendmsg, udp_pre_connect), kernel/bpf/cgroup.c.
  */
 #include "adopt.h"
-#include "hooks.h"
+#include "bind.h"
 #include "sweep.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * hooks.h - what connect, bind and sendmsg decide.
+ * hooks.h - what connect and sendmsg decide.
  *
  * connect(): the flow is claimed before the kernel sees the destination, in this order: claim in `flows`
  * (NOEXIST), ask the kernel's own socket tables, SO_REUSEADDR, bpf_bind, remember in the socket's storage. Every
@@ -26,7 +26,8 @@
 
 #define SU_TRIES 256		/* ports tried while the kernel has them in use outside of `flows` */
 #define SU_SLICES 4096		/* entries of `slices` */
-#define SU_WILD_TRIES 65536
+#define SU_TRIES_NS 5000000	/* and for how long, once SU_TRIES_SURE have failed */
+#define SU_TRIES_SURE 16
 
 /* A socket that is to get a port: what su_connect_try works on. */
 struct su_bid {
@@ -53,59 +54,21 @@ static __always_inline int su_errno(int drop, const struct su_flow *flow)
 }
 
 /*
- * A socket of the kernel's that would share a flow whose local end is fixed. With a remote: another socket connected
- * to it. A socket that is bound only may be the very one that asks.
+ * A socket of the kernel's that would share a flow whose local end is fixed: another one connected to the same
+ * remote. A socket that is bound only may be the very one that asks.
  */
 static __noinline bool su_kernel_connected(struct bpf_sock_addr *ctx, const struct su_flow *f)
 {
-	struct bpf_sock_tuple t = {};
-	struct bpf_sock *sk;
+	struct bpf_sock_tuple tuple;
+	__u32 size = su_tuple_of(&tuple, f);
+	struct bpf_sock *sk = bpf_sk_lookup_udp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
 	bool found;
 
-	if (su_is_v4(&f->local)) {
-		t.ipv4.saddr = f->remote.w[3];
-		t.ipv4.daddr = f->local.w[3];
-		t.ipv4.sport = f->remote_port;
-		t.ipv4.dport = f->local_port;
-		sk = bpf_sk_lookup_udp(ctx, &t, sizeof(t.ipv4), BPF_F_CURRENT_NETNS, 0);
-	} else {
-		__builtin_memcpy(t.ipv6.saddr, &f->remote, sizeof(t.ipv6.saddr));
-		__builtin_memcpy(t.ipv6.daddr, &f->local, sizeof(t.ipv6.daddr));
-		t.ipv6.sport = f->remote_port;
-		t.ipv6.dport = f->local_port;
-		sk = bpf_sk_lookup_udp(ctx, &t, sizeof(t.ipv6), BPF_F_CURRENT_NETNS, 0);
-	}
 	if (!sk)
 		return false;
 	found = sk->dst_port && sk->dst_port == f->remote_port;
 	bpf_sk_release(sk);
 	return found;
-}
-
-/* A socket that listens or waits at that port, whatever the remote. */
-static __noinline bool su_kernel_bound(struct bpf_sock_addr *ctx, const struct su_flow *f)
-{
-	struct bpf_sock_tuple t = {};
-	struct bpf_sock *sk;
-	__u32 size;
-
-	if (su_is_v4(&f->local)) {
-		t.ipv4.daddr = f->local.w[3];
-		t.ipv4.dport = f->local_port;
-		size = sizeof(t.ipv4);
-	} else {
-		__builtin_memcpy(t.ipv6.daddr, &f->local, sizeof(t.ipv6.daddr));
-		t.ipv6.dport = f->local_port;
-		size = sizeof(t.ipv6);
-	}
-	if (f->proto == IPPROTO_TCP)
-		sk = bpf_skc_lookup_tcp(ctx, &t, size, BPF_F_CURRENT_NETNS, 0);
-	else
-		sk = bpf_sk_lookup_udp(ctx, &t, size, BPF_F_CURRENT_NETNS, 0);
-	if (!sk)
-		return false;
-	bpf_sk_release(sk);
-	return true;
 }
 
 struct su_next_slice {
@@ -189,6 +152,8 @@ static long su_connect_try(__u64 i, struct su_bid *bid)
 	__u32 rnd = bpf_get_prandom_u32();
 	int err;
 
+	if (i >= SU_TRIES_SURE && bpf_ktime_get_boot_ns() - bid->now_ns > SU_TRIES_NS)
+		return 1;
 	if (bid->at == SU_NONE) {
 		err = su_choose(w, policy, policy->client, bid->now_ns, rnd);
 	} else {
@@ -293,7 +258,7 @@ static __noinline int su_connect_exact(struct bpf_sock_addr *ctx, struct su_sock
 		/* The same destination again, or a wildcard claim, which covers every destination. */
 		if (s->flow.remote_port == w->flow.remote_port && su_addr_eq(&s->flow.remote, &w->flow.remote))
 			return 0;
-		if (!s->flow.remote_port)
+		if (su_addr_any(&s->flow.remote))
 			return 0;
 	}
 	w->claim.slice = su_slice_of(&w->flow.local, port);
@@ -324,6 +289,9 @@ static __noinline int su_may_connect(struct su_sock *s, const struct su_flow *f,
 			s->flags |= SU_SOCK_BYPASS;
 		return 1;
 	}
+	/* 0.0.0.0 and :: mean this host (net/ipv4/route.c, ip_route_connect). */
+	if (su_addr_any(&f->remote))
+		return fleet ? -ENETUNREACH : 1;
 	if (su_fleet(&f->remote))
 		return -EACCES;
 	if (!fleet && !su_policy_family(&s->policy, su_is_v4(&f->remote)))
@@ -387,142 +355,19 @@ static __always_inline int su_connect(struct bpf_sock_addr *ctx, struct su_bid *
 	return 0;
 }
 
-/* sendto() of a UDP socket to a destination it is not connected to: only what must not leave is refused here. */
+/*
+ * sendto() of a UDP socket to a destination it is not connected to. The guard rewrites what it sends, by the policy the
+ * socket carries; only what must not leave is refused here, as a program understands an errno better than silence.
+ */
 static __always_inline int su_sendmsg(struct bpf_sock_addr *ctx, const struct su_addr *remote)
 {
-	struct su_policy policy = {};
+	struct su_sock *s = bpf_sk_storage_get(&socks, ctx->sk, NULL, 0);
 
-	su_policy_of(ctx, &policy);
-	if (!(policy.flags & SU_POLICY_SET) || su_bypassed(&policy, remote))
+	if (!s || !(s->policy.flags & SU_POLICY_SET) || su_addr_any(remote) || su_bypassed(&s->policy, remote))
 		return 0;
 	if (su_fleet(remote))
 		return -EACCES;
-	return su_policy_family(&policy, su_is_v4(remote)) ? 0 : -ENETUNREACH;
-}
-
-/* One wildcard port: bid->at is where the search began, want.first and last the ports. */
-static long su_bind_try(__u64 i, struct su_bid *bid)
-{
-	struct su_want *w = &bid->want;
-	__u32 size = w->last - w->first + 1, port = bid->at + (__u32)i;
-	int err;
-
-	if (port >= size)
-		port -= size;
-	w->flow.local_port = bpf_htons(w->first + port);
-	err = su_claim_exact(w, bid->now_ns, bpf_get_prandom_u32());
-	if (err == -SU_DROP_GUARD_FOREIGN)
-		return 0;
-	if (!err && su_kernel_bound(bid->ctx, &w->flow)) {
-		su_busy(w, bid->now_ns);
-		return 0;
-	}
-	bid->result = err ? su_errno(err, &w->flow) : 0;
-	return 1;
-}
-
-/* One port that is only bound, its flows are claimed by connect(): want.first and last are the ports. */
-static long su_bind_random(__u64 i, struct su_bid *bid)
-{
-	struct su_want *w = &bid->want;
-	__u32 size = w->last - w->first + 1;
-
-	w->flow.local_port = bpf_htons(w->first + bpf_get_prandom_u32() % size);
-	if (su_kernel_bound(bid->ctx, &w->flow))
-		return 0;
-	bid->result = 0;
-	return 1;
-}
-
-/* bind(address, 0): a port within the slices of that address, instead of the kernel's. */
-static __always_inline int su_bind_any(struct bpf_sock_addr *ctx, struct su_bid *bid, const struct su_policy *policy)
-{
-	struct su_want *w = &bid->want;
-	struct su_slice *slice;
-	int one = 1;
-
-	su_port_range(su_inet_sock(ctx->sk), &w->first, &w->last);
-	if (policy->flags & SU_POLICY_RANGE) {
-		w->first = policy->first > w->first ? policy->first : w->first;
-		w->last = policy->last < w->last ? policy->last : w->last;
-	}
-	w->claim.slice = su_next_slice(&w->flow.local, policy, 0, (__u32)w->first << 16 | w->last);
-	slice = bpf_map_lookup_elem(&slices, &w->claim.slice);
-	if (!slice)
-		return -EADDRNOTAVAIL;
-	w->first = slice->first > w->first ? slice->first : w->first;
-	w->last = slice->last < w->last ? slice->last : w->last;
-	if (w->flow.proto == IPPROTO_UDP && slice->udp_exact_first > w->first) {
-		if (w->last >= slice->udp_exact_first)
-			w->last = slice->udp_exact_first - 1;
-		bid->at = bpf_get_prandom_u32() % (w->last - w->first + 1);
-		bpf_loop(w->last - w->first + 1, su_bind_try, bid, 0);
-		return bid->result;
-	}
-	if (w->last < w->first)
-		return -EADDRNOTAVAIL;
-	bpf_loop(SU_TRIES, su_bind_random, bid, 0);
-	if (!bid->result && w->flow.proto == IPPROTO_TCP)
-		bpf_setsockopt(ctx, SU_SOL_SOCKET, SU_SO_REUSEADDR, &one, sizeof(one));
-	return bid->result;
-}
-
-/*
- * bind(): bid->want.flow.local is the address. An address of the fleet is given with ports of this node's slices only; UDP
- * ports of the part for wildcards are claimed here, all others when their flow begins.
- */
-static __always_inline int su_bind(struct bpf_sock_addr *ctx, struct su_bid *bid)
-{
-	__u32 port = bpf_ntohs(ctx->user_port);
-	struct su_policy policy = {};
-	struct su_want *w = &bid->want;
-	struct su_slice *slice;
-	struct su_sock *s;
-	int err;
-
-	if (!su_fleet(&w->flow.local))
-		return 0;
-	w->flow.proto = ctx->protocol;
-	if (w->flow.proto != IPPROTO_TCP && w->flow.proto != IPPROTO_UDP)
-		return 0;
-	su_policy_of(ctx, &policy);
-	bid->ctx = ctx;
-	bid->now_ns = bpf_ktime_get_boot_ns();
-	bid->result = -EADDRNOTAVAIL;
-	w->claim.kind = SU_KIND_SOCKET;
-	w->claim.owner = bpf_get_socket_cookie(ctx);
-	w->claim.tenant = policy.tenant;
-	w->last = 65535;
-	if (port) {
-		w->flow.local_port = ctx->user_port;
-		w->claim.slice = su_slice_of(&w->flow.local, port);
-		slice = bpf_map_lookup_elem(&slices, &w->claim.slice);
-		if (!slice || !su_policy_allows(&policy, w->claim.slice, port))
-			return -EADDRNOTAVAIL;
-		if (w->flow.proto != IPPROTO_UDP || port >= slice->udp_exact_first)
-			return 0;
-		err = su_claim_exact(w, bid->now_ns, bpf_get_prandom_u32());
-		if (err)
-			return err == -SU_DROP_GUARD_FOREIGN ? -EADDRINUSE : su_errno(err, &w->flow);
-	} else {
-		if (su_bind_no_port(su_inet_sock(ctx->sk)))
-			return 0;
-		err = su_bind_any(ctx, bid, &policy);
-		if (err)
-			return err;
-		ctx->user_port = w->flow.local_port;
-		if (!w->claim.word)
-			return 0;
-	}
-	s = bpf_sk_storage_get(&socks, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!s) {
-		su_claim_release(&w->flow, su_word_gen(w->claim.word), su_seconds(bid->now_ns));
-		return -ENOBUFS;
-	}
-	s->policy = policy;
-	su_sock_take(s, w);
-	su_count(SU_COUNT_CLAIM_SOCKET);
-	return 0;
+	return su_policy_family(&s->policy, su_is_v4(remote)) ? 0 : -ENETUNREACH;
 }
 
 #endif /* SU_HOOKS_H */

@@ -195,6 +195,9 @@ def test_destinations_that_are_never_sliced(node: SockNode) -> None:
         server.listen()
         made.connect(server.getsockname())
         assert made.getsockname()[0] == "127.0.0.1"
+        with node.tagged() as made:
+            made.connect(("0.0.0.0", server.getsockname()[1]))
+            assert made.getsockname()[0] == "127.0.0.1"
     node.server(address="10.9.0.1")
     with node.tagged() as made:
         made.connect(("10.9.0.1", 443))
