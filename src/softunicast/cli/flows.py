@@ -25,10 +25,9 @@ from softunicast.cli.arguments import (
 )
 from softunicast.cli.output import Cell, Row, Table, duration_text, note, write_json_stream
 from softunicast.cli.reading import Reading, reading
-from softunicast.egress.flow_view import FlowFilter, FlowView, read_flows
+from softunicast.egress.flow_view import FlowFilter, FlowView, address_of, read_flows
 from softunicast.kernel import netns
 from softunicast.kernel.abi import Claim, Flow, Kind
-from softunicast.kernel.abi_util import addr_ip
 
 TITLES = ("PROTO", "LOCAL", "REMOTE", "KIND", "STATE", "AGE", "IDLE", "EXPIRES", "OWNER", "INNER")
 RIGHT = ("AGE", "IDLE", "EXPIRES")
@@ -87,9 +86,9 @@ def flow_filter(place: Place | None, proto: str | None, remote: Remote | None, k
             return False
         if numbers is not None and flow.proto not in numbers:
             return False
-        if place is not None and not place.holds(addr_ip(flow.local), flow.local_port):
+        if place is not None and not place.holds(address_of(flow.local), flow.local_port):
             return False
-        return remote is None or remote.holds(addr_ip(flow.remote), flow.remote_port)
+        return remote is None or remote.holds(address_of(flow.remote), flow.remote_port)
 
     return wanted
 

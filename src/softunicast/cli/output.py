@@ -33,10 +33,6 @@ class Cell:
 Row = Sequence[str | Cell]
 
 
-def _cell(value: str | Cell) -> Cell:
-    return value if isinstance(value, Cell) else Cell(value)
-
-
 def batches(rows: Iterable[Row], size: int = BATCH_ROWS) -> Iterator[list[Row]]:
     """Rows in lists of at most `size`, in order."""
     iterator = iter(rows)
@@ -60,34 +56,31 @@ class Table:
         """Writes rows as they come and returns how many there were. The titles come before the first."""
         count = 0
         for batch in batches(rows):
-            self._fit(batch)
+            texts = [[value.text if isinstance(value, Cell) else value for value in row] for row in batch]
+            self._widths = [
+                max(width, *map(len, column))
+                for width, column in zip(self._widths, zip(*texts, strict=True), strict=True)
+            ]
             if not self._begun:
-                self._line([Cell(title, "bold") for title in self._titles])
+                self._line(self._titles, [Cell(title, "bold") for title in self._titles])
                 self._begun = True
-            for row in batch:
-                self._line([_cell(value) for value in row])
+            for text, row in zip(texts, batch, strict=True):
+                self._line(text, row)
             count += len(batch)
         return count
 
-    def _fit(self, batch: list[Row]) -> None:
-        for row in batch:
-            for place, value in enumerate(row):
-                self._widths[place] = max(self._widths[place], len(_cell(value).text))
-
-    def _line(self, cells: Sequence[Cell]) -> None:
-        line = Text()
-        for place, cell in enumerate(cells):
-            width = self._widths[place]
-            text = cell.text.rjust(width) if self._right[place] else cell.text.ljust(width)
-            if place == len(cells) - 1 and not self._right[place]:
-                text = cell.text
-            line.append(text, style=cell.style)
-            if place < len(cells) - 1:
-                line.append("  ")
+    def _line(self, texts: Sequence[str], row: Row) -> None:
+        columns = zip(texts, self._widths, self._right, strict=True)
+        parts = [text.rjust(width) if right else text.ljust(width) for text, width, right in columns]
         if self._console is None:
-            self._stream.write(line.plain.rstrip() + "\n")
-        else:
-            self._console.print(line)
+            self._stream.write("  ".join(parts).rstrip() + "\n")
+            return
+        line = Text()
+        for place, (text, value) in enumerate(zip(parts, row, strict=True)):
+            line.append("  " if place else "")
+            line.append(text, style=value.style if isinstance(value, Cell) else "")
+        line.rstrip()
+        self._console.print(line)
 
 
 def note(text: str, *, stream: TextIO | None = None) -> None:

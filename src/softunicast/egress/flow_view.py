@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Protocol
 
@@ -71,6 +72,10 @@ class Names:
 
     def of_onramp(self, index: int) -> str:
         return self.onramps.get(index, f"on-ramp {index}")
+
+
+# The same few addresses come again and again in a listing, and ipaddress is slow.
+address_of = lru_cache(maxsize=1 << 16)(addr_ip)
 
 
 def lifetime_s(kind: int, state: int, proto: int, timers: Timers) -> int | None:
@@ -158,7 +163,11 @@ class FlowView:
 
 def flow_view(key: bytes, value: bytes, names: Names, now_s: int, timers: Timers) -> FlowView:
     """Decodes an entry of `flows`. ValueError or struct.error when it is none."""
-    flow, claim = Flow.unpack(key), Claim.unpack(value)
+    return view_of(Flow.unpack(key), Claim.unpack(value), names, now_s, timers)
+
+
+def view_of(flow: Flow, claim: Claim, names: Names, now_s: int, timers: Timers) -> FlowView:
+    """The same of what was decoded already."""
     wildcard = flow.proto == UDP and flow.remote == NO_ADDRESS and flow.remote_port == 0
     state = state_of(claim.word)
     lifetime = lifetime_s(claim.kind, state, flow.proto, timers)
@@ -167,15 +176,15 @@ def flow_view(key: bytes, value: bytes, names: Names, now_s: int, timers: Timers
     owner, owner_name = owner_of(claim, names)
     return FlowView(
         proto=PROTOCOLS.get(flow.proto, str(flow.proto)),
-        local=addr_ip(flow.local),
+        local=address_of(flow.local),
         local_port=flow.local_port,
-        remote=None if wildcard else addr_ip(flow.remote),
+        remote=None if wildcard else address_of(flow.remote),
         remote_port=None if wildcard else flow.remote_port,
         kind=name_of(Kind, claim.kind),
         state=name_of(State, state),
         owner=owner,
         owner_name=owner_name,
-        inner=addr_ip(claim.inner) if has_inner else None,
+        inner=address_of(claim.inner) if has_inner else None,
         inner_port=claim.inner_port if has_inner else None,
         born_ago_s=max(0, now_s - claim.born_s),
         idle_s=idle,
@@ -209,5 +218,6 @@ def read_flows(
 ) -> Iterator[FlowView]:
     """All claims that `wanted` lets pass, as a stream: memory does not grow with the table."""
     for key, value in flows.items():
-        if wanted is None or wanted(Flow.unpack(key), Claim.unpack(value)):
-            yield flow_view(key, value, names, now_s, timers)
+        flow, claim = Flow.unpack(key), Claim.unpack(value)
+        if wanted is None or wanted(flow, claim):
+            yield view_of(flow, claim, names, now_s, timers)
