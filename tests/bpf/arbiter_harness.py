@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The arbiter in the kernel, with small maps, called by a test one operation at a time.
 
-    slice 1   198.51.100.20   9000-9009     ten ports, nothing set apart
-    slice 2   198.51.100.10   2048-2111     64 ports, 2048-2063 for UDP wildcard claims
-    slice 3   198.51.100.11   2048-2111     the same on another address
-    slice 4   2001:db8::10    1024-1087
-    pool 0: slice 1    pool 1: slices 2 and 3, IPv6 slice 4    pool 2: nothing
+slice 1   198.51.100.20   9000-9009     ten ports, nothing set apart
+slice 2   198.51.100.10   2048-2111     64 ports, 2048-2063 for UDP wildcard claims
+slice 3   198.51.100.11   2048-2111     the same on another address
+slice 4   2001:db8::10    1024-1087
+pool 0: slice 1    pool 1: slices 2 and 3, IPv6 slice 4    pool 2: nothing
 """
 
 from __future__ import annotations
@@ -210,9 +210,7 @@ class Arbiter:
         """su_choose for a pool, or for one slice with a range when ask.low and ask.high say so."""
         policy = Policy(flags=PolicyFlag.SET, pool=pool)
         if (ask.low, ask.high) != (0, 65535):
-            policy = Policy(
-                flags=PolicyFlag.SET | PolicyFlag.RANGE, slice=ask.slices[0], first=ask.low, last=ask.high
-            )
+            policy = Policy(flags=PolicyFlag.SET | PolicyFlag.RANGE, slice=ask.slices[0], first=ask.low, last=ask.high)
         args = Args(
             flow=Flow(remote=ask.remote, remote_port=ask.remote_port, proto=ask.proto),
             claim=Claim(owner=ask.owner, kind=ask.holder.value),

@@ -115,8 +115,9 @@ def test_one_client_keeps_one_address_until_it_is_full(arbiter: Arbiter) -> None
     homes = Tally[int]()
     for client in range(200):
         found = {
-            arbiter.choose(ask(1, remote=OTHER, port=1000 + client * 3 + n, client=client), START_NS, n + 1, 1)[1]
-            .claim.slice
+            arbiter.choose(ask(1, remote=OTHER, port=1000 + client * 3 + n, client=client), START_NS, n + 1, 1)[
+                1
+            ].claim.slice
             for n in range(3)
         }
         assert len(found) == 1, f"client {client} has two addresses"
