@@ -4,19 +4,21 @@
 from __future__ import annotations
 
 import json
+import signal
+import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from softunicast.kernel import abi, netns, nodes
+from softunicast.kernel.abi_util import word_state
+from softunicast.kernel.bpf import Link
+from softunicast.kernel.cgroup import CgroupDir
 from tests.support.agent_node import AgentNode, agent_node
 from tests.support.dump import PINS, RUN, differences
 from tests.support.wait import wait_until
-
-from softunicast.kernel import abi, nodes
-from softunicast.kernel.abi_util import Word, addr_bytes
-from softunicast.kernel.cgroup import CgroupDir
-from softunicast.model.address import parse_address
 
 
 @pytest.fixture
@@ -103,26 +105,17 @@ def test_two_nodes_in_one_namespace(node: AgentNode) -> None:
 def test_breaking_off_halfway_keeps_the_door_closed_and_is_completed(node: AgentNode) -> None:
     obstacle = PINS / node.name / "progs" / "su_guard_new"
     obstacle.mkdir(parents=True)
-    done = node.agent("--once", "--log-format", "json")
-    # A node that was never here and has pins: refused until they are taken away.
-    assert done.returncode == 2, done.stderr
+    failed = node.agent("--once")
+    assert failed.returncode == 1
+    assert "load programs" in failed.stderr.splitlines()[-1]
+    assert node.state()["ready"] is False
     obstacle.rmdir()
-    links = PINS / node.name / "links"
-    links.mkdir()
-    node.uninstall()
-    # A device that cannot be hooked: the clsact of somebody else is no obstacle, a missing nft is.
     path = node.folder / "bin"
     path.mkdir()
-    (path / "nft").write_text('#!/bin/sh\ncase "$*" in -f*) echo refused >&2; exit 1;; esac\nexec /usr/sbin/nft "$@"\n')
+    script = '#!/bin/sh\ncase "$*" in -f*) echo refused >&2; exit 1;; esac\nexec /usr/sbin/nft "$@"\n'
+    (path / "nft").write_text(script)
     (path / "nft").chmod(0o755)
-    import os
-    import subprocess
-
-    command = node.command(
-        "agent", "--plan", str(node.plan), "--bindings", str(node.bindings_file), "--node", node.name, "--once"
-    )
-    environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}"}
-    failed = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    failed = node.agent("--once", path=str(path))
     assert failed.returncode == 1
     message = failed.stderr.strip().splitlines()[-1]
     assert message.startswith("softunicast: nft table inet softunicast: notrack"), message
@@ -187,7 +180,7 @@ def test_the_daemon_follows_devices_files_and_signals(node: AgentNode) -> None:
         node.ip("link", "add", "fish0", "type", "veth", "peer", "name", "fish1")
         wait_until(lambda: daemon.done("su_onramp_in"), 20, "the on-ramp is attached")
         wait_until(lambda: daemon.events("finding gone"), 5, "the finding is gone")
-        assert node.state()["onramps"]["fish"]["generation"] == 2
+        wait_until(lambda: node.state()["onramps"]["fish"]["generation"] == 2, 5, "its generation is written")
         assert daemon.done("su_guard_other at tc egress of fish1")
         good = node.plan.read_text()
         node.plan.write_text(good + "nonsense: 1\n")
@@ -209,28 +202,56 @@ def test_a_second_agent_is_refused(node: AgentNode) -> None:
         assert node.agent("--dry-run").returncode == 0
 
 
-def test_sweeps_claims_of_dead_sockets_and_empty_cgroups(node: AgentNode) -> None:
+def test_a_hook_that_was_taken_away_comes_back_and_orphans_are_swept(node: AgentNode) -> None:
+    with node.daemon("--interval", "0.3") as daemon, nodes.open_maps(node.name) as maps:
+        with netns.enter(node.netns), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.bind(("198.51.100.20", 9003))
+            client.connect(("203.0.113.1", 443))
+            ((flow, raw),) = list(maps["flows"].items())
+            assert abi.Claim.unpack(raw).kind == abi.Kind.SOCKET
+            daemon.process.send_signal(signal.SIGSTOP)
+            with Link.open_pinned(nodes.link_pin(node.name, "su_sock_release")) as link:
+                link.detach()
+        assert maps["flows"].lookup(flow) is not None
+        daemon.process.send_signal(signal.SIGCONT)
+
+        def lingers() -> bool:
+            found = maps["flows"].lookup(flow)
+            return found is None or word_state(abi.Claim.unpack(found).word) == abi.State.LINGER
+
+        wait_until(lingers, 30, "the orphan lingers")
+        assert daemon.done("attach su_sock_release")
+        assert daemon.done("adopt living sockets")
+        assert not daemon.events("failed")
+
+
+def test_a_living_socket_keeps_its_claim(node: AgentNode) -> None:
+    with node.daemon("--interval", "0.2") as daemon, nodes.open_maps(node.name) as maps:
+        with netns.enter(node.netns), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.bind(("198.51.100.20", 9003))
+            client.connect(("203.0.113.1", 443))
+            ((flow, raw),) = list(maps["flows"].items())
+            # Any log line later than five sweeps would do; the reload is one.
+            for turn in range(5):
+                node.plan.write_text(node.plan.read_text() + f"nonsense{turn}: 1\n")
+                wait_until(lambda turn=turn: len(daemon.events("failed")) > turn, 20, "the file is read")  # type: ignore[misc]
+            assert maps["flows"].lookup(flow) == raw
+
+
+def test_what_run_left_behind_is_swept(node: AgentNode) -> None:
     node.once()
-    local, remote = addr_bytes(parse_address("198.51.100.20")), addr_bytes(parse_address("203.0.113.1"))
-    flow = abi.Flow(local=local, remote=remote, local_port=9003, remote_port=443, proto=6).pack()
-    claim = abi.Claim(word=Word(1, abi.State.OPEN, 1).pack(), owner=123456789, kind=abi.Kind.SOCKET, slot=abi.NONE)
     folder = CgroupDir(nodes.cgroup_dir(node.name).path / "run-99999999")
     folder.create()
     with nodes.open_maps(node.name) as maps, node.daemon("--interval", "0.3") as daemon:
-        maps["flows"].update(flow, claim.pack())
         maps["cgroups"].update(struct.pack("=Q", folder.id), abi.Policy(flags=1).pack())
         control = abi.Control.unpack(maps["control"].lookup(bytes(4)) or b"")
         maps["control"].update(bytes(4), abi.Control(ready=control.ready, policies=1).pack())
-
-        def lingers() -> bool:
-            raw = maps["flows"].lookup(flow)
-            return raw is None or abi.Claim.unpack(raw).word >> 32 & 0xFF == abi.State.LINGER
-
-        wait_until(lingers, 30, "the orphan lingers")
         wait_until(lambda: not folder.exists, 30, "the empty cgroup is gone")
-        wait_until(
-            lambda: abi.Control.unpack(maps["control"].lookup(bytes(4)) or b"").policies == 0, 30, "hooks look no more"
-        )
+
+        def looks() -> int:
+            return abi.Control.unpack(maps["control"].lookup(bytes(4)) or b"").policies
+
+        wait_until(lambda: looks() == 0, 30, "hooks look no more")
         assert list(maps["cgroups"].keys()) == []
         assert daemon.events("swept")
         assert not daemon.events("failed")

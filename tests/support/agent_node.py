@@ -24,12 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.support.dump import PINS, RUN, dump
-from tests.support.wait import wait_until
-
 from softunicast.model.allocator import allocate
 from softunicast.model.binding import Bindings, dump_bindings
 from softunicast.model.plan import load_plan
+from tests.support.dump import PINS, RUN, dump
+from tests.support.wait import wait_until
 
 PLAN = """\
 prefixes:
@@ -82,13 +81,15 @@ class AgentNode:
     def command(self, *arguments: str) -> list[str]:
         return ["nsenter", f"--net=/run/netns/{self.netns}", sys.executable, "-m", "softunicast.cli", *arguments]
 
-    def agent(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run `softunicast agent` with the node's files to its end."""
+    def agent(self, *arguments: str, path: str = "") -> subprocess.CompletedProcess[str]:
+        """Run `softunicast agent` with the node's files to its end; `path` goes before PATH."""
         files = ("--plan", str(self.plan), "--bindings", str(self.bindings_file), "--node", self.name)
-        return self.softunicast("agent", *files, *arguments)
+        return self.softunicast("agent", *files, *arguments, path=path)
 
-    def softunicast(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=120, check=False)
+    def softunicast(self, *arguments: str, path: str = "") -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}"} if path else None
+        command = self.command(*arguments)
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
 
     def once(self, *arguments: str) -> int:
         """Reconcile once, which must go well; how many operations it took."""

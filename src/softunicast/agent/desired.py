@@ -55,8 +55,6 @@ CGROUP_HOOKS: Final[Mapping[str, int]] = {
 }
 
 ARRAYS: Final = frozenset({"slices", "pools", "pool_slices", "owners", "nodes", "onramps", "uplinks"})
-OWNERS: Final = 1 << 20
-"""Room in `owners` that is always there, so that a growing fleet seldom outgrows it."""
 
 UPLINK_SYSCTLS: Final[Mapping[str, str]] = {"arp_announce": "2", "arp_ignore": "1", "proxy_arp": "0"}
 
@@ -69,10 +67,7 @@ def slots(flows: int) -> int:
 def build(objects_digest: str, plan: Plan, node: Node, netns_cookie: int) -> Build:
     """What to load; its hash covers the object files, the settings and the sizes of the maps."""
     flows = plan.settings.flows
-    owners = sum(65536 >> shift for shift in plan.address_shifts().values())
     sizes = {"flows": flows, "origin": flows, "slots": slots(flows)}
-    if owners > OWNERS:
-        sizes["owners"] = 1 << (owners - 1).bit_length()
     packed = egress_tables.settings_bytes(plan, node, netns_cookie)
     text = json.dumps([objects_digest, packed.hex(), sizes], sort_keys=True)
     return Build(hashlib.sha256(text.encode()).hexdigest(), abi.ABI_VERSION, packed, sizes)

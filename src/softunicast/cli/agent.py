@@ -23,9 +23,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--plan", type=_FILE, metavar="FILE", help="The plan (YAML).")
 @click.option("--bindings", type=_FILE, metavar="FILE", help="The bindings, from `softunicast plan apply`.")
 @click.option("--node", metavar="NAME", help="Which node of the plan this machine (namespace) is.")
-@click.option(
-    "--dry-run", is_flag=True, help="Print what would be changed and what was found; change nothing."
-)
+@click.option("--dry-run", is_flag=True, help="Print what would be changed and what was found; change nothing.")
 @click.option("--once", is_flag=True, help="Reconcile once and leave; the data plane stays.")
 @click.option(
     "--interval",
@@ -60,9 +58,7 @@ def agent(
     """
     if ctx.invoked_subcommand is not None:
         if plan or bindings or node or dry_run or once:
-            raise UsageError(
-                f"put options behind the verb: softunicast agent {ctx.invoked_subcommand} --node NAME"
-            )
+            raise UsageError(f"put options behind the verb: softunicast agent {ctx.invoked_subcommand} --node NAME")
         return
     given = {"--plan": plan, "--bindings": bindings, "--node": node}
     lacking = [name for name, value in given.items() if value is None]
@@ -86,9 +82,7 @@ def agent(
     log = logger(log_format)
     for feature in features:
         if not feature.present:
-            log.warning(
-                "kernel lacks", feature=feature.name, needed_for=feature.needed_for, remedy=feature.remedy
-            )
+            log.warning("kernel lacks", feature=feature.name, needed_for=feature.needed_for, remedy=feature.remedy)
     daemon = Agent(Options(node, plan, bindings, interval, tcx), log)
     if once:
         log.info("reconciled", node=node, changed=daemon.once())
