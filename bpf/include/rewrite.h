@@ -2,15 +2,18 @@
 /*
  * rewrite.h - put another address and port into a packet, checksums kept right.
  *
- * Layer 4 goes through bpf_l4_csum_replace, which alone knows whether the checksum is still to be filled in
- * (CHECKSUM_PARTIAL: the field holds the pseudo header's sum, so that only addresses count) or complete; so
- * GSO and offloads survive (net/core/filter.c, net/core/utils.c inet_proto_csum_replace4). The IP header is
- * written directly: its own sum does not change when its check follows, so CHECKSUM_COMPLETE stays true.
+ * What is in layer 4's check depends on the packet (include/linux/skbuff.h, ip_summed): with CHECKSUM_PARTIAL the
+ * pseudo header's sum, not complemented, so that only addresses count; else the whole check. Keeping it so keeps
+ * GSO and offloads. Where the kernel lets us look (6.2), all is written directly; where it does not, and with
+ * CHECKSUM_COMPLETE, layer 4 goes through bpf_l4_csum_replace, which knows (net/core/utils.c
+ * inet_proto_csum_replace4). The IP header's own sum does not change when its check follows: it needs no care.
  *
  * ICMP errors: the address and port are also in the packet they quote (RFC 5508 section 4.2).
  */
 #ifndef SU_REWRITE_H
 #define SU_REWRITE_H
+
+#include <bpf/bpf_core_read.h>
 
 #include "csum.h"
 #include "parse.h"
@@ -18,6 +21,29 @@
 #ifndef BPF_F_IPV6
 #define BPF_F_IPV6 (1ULL << 7)	/* since 6.16, 6.12.34, 6.6.94, 6.1.142 */
 #endif
+
+struct sk_buff___su {
+	__u8 ip_summed : 2;
+} __attribute__((preserve_access_index));
+
+extern void *bpf_cast_to_kern_ctx(void *skb) __attribute__((section(".ksyms"), weak));
+
+enum su_summed {
+	SU_SUMMED_NONE = 0,
+	SU_SUMMED_UNNECESSARY = 1,
+	SU_SUMMED_COMPLETE = 2,	/* and where we cannot know */
+	SU_SUMMED_PARTIAL = 3,
+};
+
+static __always_inline enum su_summed su_summed(struct __sk_buff *skb)
+{
+	struct sk_buff___su *kernel;
+
+	if (!bpf_cast_to_kern_ctx)
+		return SU_SUMMED_COMPLETE;
+	kernel = bpf_cast_to_kern_ctx(skb);
+	return BPF_CORE_READ_BITFIELD(kernel, ip_summed);
+}
 
 /* What of a packet is rewritten. */
 enum su_side {
@@ -90,12 +116,9 @@ static __always_inline int su_set_ip(struct __sk_buff *skb, const struct su_pkt 
 	return 0;
 }
 
-/*
- * A whole packet of TCP, UDP or echo: its source or destination becomes addr and port. p keeps what was.
- * 0 or -SU_DROP_MALFORMED.
- */
-static __noinline int su_rewrite(struct __sk_buff *skb, const struct su_pkt *p, __u32 how, const struct su_addr *addr,
-				 __u32 port)
+/* Layer 4's check and port, through helpers that look after everything. */
+static __noinline int su_rewrite_l4_slow(struct __sk_buff *skb, const struct su_pkt *p, __u32 how,
+					 const struct su_addr *addr, __u32 port)
 {
 	enum su_side side = how & SU_DST;
 	const struct su_addr *was = side == SU_DST ? &p->dst : &p->src;
@@ -112,9 +135,62 @@ static __noinline int su_rewrite(struct __sk_buff *skb, const struct su_pkt *p, 
 		err |= bpf_l4_csum_replace(skb, check, was_port, to_port, zero | 2);
 		err |= bpf_skb_store_bytes(skb, p->l4_off + su_port_off(p->proto, side), &to_port, 2, 0);
 	}
-	if (err)
+	return err ? -SU_DROP_MALFORMED : 0;
+}
+
+/* The same, directly. */
+static __always_inline int su_rewrite_l4(struct __sk_buff *skb, const struct su_pkt *p, enum su_side side,
+					 const struct su_addr *addr, __be16 port, bool partial)
+{
+	const struct su_addr *was = side == SU_DST ? &p->dst : &p->src;
+	__be16 was_port = side == SU_DST ? p->dport : p->sport;
+	__u32 off = p->l4_off, tail = p->proto == IPPROTO_TCP ? 18 : 8;
+	void *data_end = (void *)(long)skb->data_end, *l4;
+	__u64 sum = 0;
+	__u16 *check;
+
+	if (off > SU_PARSE_BYTES)
 		return -SU_DROP_MALFORMED;
-	return su_set_ip(skb, p, side, addr, how & SU_HOP);
+	l4 = (void *)(long)skb->data + off;
+	if (l4 + tail > data_end)
+		return -SU_DROP_MALFORMED;
+	/* The mapped prefix of IPv4 adds nothing: it does not change. */
+	if (p->proto != IPPROTO_ICMP)
+		sum = (__u64)(__u32)~was->w[0] + addr->w[0] + (__u32)~was->w[1] + addr->w[1] +
+		      (__u32)~was->w[2] + addr->w[2] + (__u32)~was->w[3] + addr->w[3];
+	check = l4 + (p->proto == IPPROTO_TCP ? 16 : p->proto == IPPROTO_UDP ? 6 : 2);
+	if ((void *)(check + 1) > data_end)
+		return -SU_DROP_MALFORMED;
+	if (partial) {
+		*check = su_csum_fold(sum + *check);
+	} else if (p->proto != IPPROTO_UDP || *check) {
+		*check = su_csum_finish(sum + (__u16)~*check + (__u16)~was_port + port);
+		if (p->proto == IPPROTO_UDP && !*check)
+			*check = 0xffff;
+	}
+	if (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP)
+		((__be16 *)l4)[side == SU_DST] = port;
+	else
+		((__be16 *)l4)[2] = port;
+	return 0;
+}
+
+/*
+ * A whole packet of TCP, UDP or echo: its source or destination becomes addr and port. p keeps what was.
+ * 0 or -SU_DROP_MALFORMED.
+ */
+static __noinline int su_rewrite(struct __sk_buff *skb, const struct su_pkt *p, __u32 how, const struct su_addr *addr,
+				 __u32 port)
+{
+	enum su_summed summed = su_summed(skb);
+	enum su_side side = how & SU_DST;
+	int err;
+
+	if (summed == SU_SUMMED_COMPLETE)
+		err = su_rewrite_l4_slow(skb, p, how, addr, port);
+	else
+		err = su_rewrite_l4(skb, p, side, addr, port, summed == SU_SUMMED_PARTIAL);
+	return err ? err : su_set_ip(skb, p, side, addr, how & SU_HOP);
 }
 
 /*
