@@ -178,8 +178,12 @@ int su_sockops(struct bpf_sock_ops *ctx)
 		s->flags &= ~(__u32)SU_SOCK_STATE_CB;
 		if (ctx->args[0] == SU_TCP_SYN_SENT)
 			su_sock_let_go(s);
+		else if (ctx->args[0] == SU_TCP_LAST_ACK)
+			su_sock_linger(s, SU_TCP_FIN_OUT | SU_TCP_FIN_IN);
+		else if (ctx->args[0] == SU_TCP_ESTABLISHED || ctx->args[0] == SU_TCP_CLOSE_WAIT)
+			su_sock_linger(s, SU_TCP_RST);
 		else
-			su_sock_linger(s);
+			su_sock_linger(s, 0);
 	}
 	return SU_GO_ON;
 }
@@ -207,7 +211,7 @@ int su_sock_release(struct bpf_sock *ctx)
 	if (su_claim_get(&key, &c) && su_word_state(c.word) == SU_STATE_NEW)
 		su_sock_let_go(s);	/* never was on the wire */
 	else
-		su_sock_linger(s);	/* adopted */
+		su_sock_linger(s, 0);	/* adopted */
 	return SU_GO_ON;
 }
 

@@ -28,6 +28,8 @@
 #define SU_TCP_SYN_SENT 2
 /* SU_TCP_TIME_WAIT and SU_TCP_LISTEN are in kernel_busy.h */
 #define SU_TCP_CLOSE 7
+#define SU_TCP_CLOSE_WAIT 8
+#define SU_TCP_LAST_ACK 9
 #define SU_TCP_NEW_SYN_RECV 12
 
 /* include/net/inet_sock.h, since 6.6; before it was a bit field. A test compares it with the running kernel's BTF. */

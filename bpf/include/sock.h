@@ -105,15 +105,24 @@ static __noinline void su_sock_let_go(struct su_sock *s)
 	su_claim_release(&key, s->generation, su_seconds(bpf_ktime_get_boot_ns()));
 }
 
-/* The flow ended, a TIME_WAIT or a RST may still be on its way. */
-static __noinline void su_sock_linger(struct su_sock *s)
+/*
+ * The flow ended, a TIME_WAIT or a RST may still be on its way. `seen` (enum su_tcp_seen) is how it ended if the kernel
+ * keeps nothing of it: 0 when a TIME_WAIT may remain.
+ */
+static __noinline void su_sock_linger(struct su_sock *s, __u8 seen)
 {
+	struct su_claim c, *live;
 	struct su_flow key;
 
 	if (!(s->flags & SU_SOCK_CLAIMED))
 		return;
 	s->flags &= ~(__u32)SU_SOCK_CLAIMED;
 	key = s->flow;
+	if (seen) {
+		live = su_claim_get(&key, &c);
+		if (live && su_word_gen(c.word) == s->generation)
+			live->tcp_seen = seen;
+	}
 	su_claim_linger(&key, s->generation, su_seconds(bpf_ktime_get_boot_ns()));
 }
 
