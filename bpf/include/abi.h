@@ -344,12 +344,12 @@ enum su_counter {
 	SU_COUNT_REFUSED_SOCKET = 11,	/* connects and binds refused with an errno */
 	SU_COUNT_REFUSED_PACKET = 12,	/* new forwarded flows refused */
 	SU_COUNT_OUT_PACKETS = 13,	/* forwarded out of a slice */
-	SU_COUNT_OUT_BYTES = 14,
+	SU_COUNT_OUT_BYTES = 14,	/* the same in bytes, IP headers counted */
 	SU_COUNT_IN_PACKETS = 15,	/* answers forwarded to an on-ramp */
-	SU_COUNT_IN_BYTES = 16,
+	SU_COUNT_IN_BYTES = 16,	/* the same in bytes, IP headers counted */
 	SU_COUNT_SOCKET_IN = 17,	/* answers given to the stack for a socket */
 	SU_COUNT_LOCAL_OUT = 18,	/* local packets rewritten */
-	SU_COUNT_LOCAL_IN = 19,
+	SU_COUNT_LOCAL_IN = 19,	/* answers rewritten back for the stack */
 	SU_COUNT_CARRIED_OUT = 20,	/* answers for another node, encapsulated */
 	SU_COUNT_CARRIED_IN = 21,	/* answers that another node carried here */
 	SU_COUNT_RST_SENT = 22,		/* RST to a client: slice full */
