@@ -44,6 +44,7 @@ class Flow:
         self.began = time.monotonic()
         self.result: dict[str, Any] = {"ok": False, "errno": None, "ms": None, "local": None, "seen": None}
         self.done = False
+        self.asked = False
         self.received = b""
         if protocol == "icmp":
             self.sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
@@ -122,20 +123,24 @@ class Flow:
 def compete(protocol: str, address: str, port: int, count: int, first: int) -> list[Flow]:
     flows = [Flow(protocol, address, port, first + number) for number in range(count)]
     deadline = time.monotonic() + PATIENCE_S
-    asked: set[Flow] = set()
-    while (open_flows := [flow for flow in flows if not flow.done]) and time.monotonic() < deadline:
-        waiting = [flow.sock for flow in open_flows if protocol == "tcp" and flow not in asked]
-        by_socket = {flow.sock: flow for flow in open_flows}
-        readable, writable, _ = select.select(list(by_socket), waiting, [], 0.05)
-        for sock in writable:
-            asked.add(by_socket[sock])
-            by_socket[sock].writable()
-        for sock in readable:
-            if not by_socket[sock].done:
-                by_socket[sock].readable()
-    for flow in flows:
-        if not flow.done:
-            flow.finish(False, "timeout")
+    poll = select.poll()
+    by_descriptor = {flow.sock.fileno(): flow for flow in flows if not flow.done}
+    for descriptor in by_descriptor:
+        poll.register(descriptor, select.POLLOUT if protocol == "tcp" else select.POLLIN)
+    while by_descriptor and time.monotonic() < deadline:
+        for descriptor, events in poll.poll(50):
+            flow = by_descriptor[descriptor]
+            if protocol == "tcp" and not flow.asked:
+                flow.asked = True
+                poll.modify(descriptor, select.POLLIN)
+                flow.writable()
+            elif events:
+                flow.readable()
+            if flow.done:
+                poll.unregister(descriptor)
+                del by_descriptor[descriptor]
+    for flow in by_descriptor.values():
+        flow.finish(False, "timeout")
     return flows
 
 
