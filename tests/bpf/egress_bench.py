@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from socket import if_nametoindex
 from typing import Final
 
@@ -78,8 +79,8 @@ class Bench:
 
 
 @contextmanager
-def bench(**settings: int) -> Iterator[Bench]:
-    """A fresh one, its tables empty: reset() fills them."""
+def bench(path: Path | None = None, **settings: int) -> Iterator[Bench]:
+    """A fresh one (of the object file at `path`), its tables empty: reset() fills them."""
     name = f"t-egress-bench-{os.getpid()}-{next(NUMBERS)}"
     netns.create(name)
     try:
@@ -88,7 +89,7 @@ def bench(**settings: int) -> Iterator[Bench]:
                 run(f"ip link add {device} address {DEVICE_MAC} type veth peer name {device}p")
                 run(f"ip link set {device} up")
             uplink, fish = if_nametoindex("up0"), if_nametoindex("fish0")
-        plane = Dataplane.load(**settings)
+        plane = Dataplane.load(path, **settings)
         try:
             yield Bench(name, plane, uplink, fish)
         finally:

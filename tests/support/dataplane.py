@@ -112,10 +112,10 @@ class Dataplane:
     bases: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, **settings: Any) -> Dataplane:
+    def load(cls, path: Path | None = None, **settings: Any) -> Dataplane:
         """With the usual settings, but for those named."""
         chosen = replace(SETTINGS, **settings)
-        return cls(BpfObject.load(object_path("egress"), settings=chosen.pack(), map_sizes=MAP_SIZES))
+        return cls(BpfObject.load(path or object_path("egress"), settings=chosen.pack(), map_sizes=MAP_SIZES))
 
     def close(self) -> None:
         self.object.close()
