@@ -63,7 +63,7 @@ def test_a_slice_more_keeps_the_indices_of_the_others(node: AgentNode) -> None:
     assert node.once() == 0
 
 
-@pytest.mark.parametrize("what", ["abi", "epoch", "flows", "namespace", "state"])
+@pytest.mark.parametrize("what", ["abi", "epoch", "same epoch", "flows", "namespace", "state"])
 def test_refuses_and_changes_nothing(node: AgentNode, what: str) -> None:
     node.once()
     file = RUN / node.name / "node.json"
@@ -75,6 +75,12 @@ def test_refuses_and_changes_nothing(node: AgentNode, what: str) -> None:
     elif what == "epoch":
         file.write_text(json.dumps({**node.state(), "bindings_epoch": 7}))
         expected = "older than epoch 7"
+    elif what == "same epoch":
+        text = node.bindings_file.read_text()
+        other = text.replace(f'node: "{node.name}"', f'node: "{node.name}x"', 1)
+        assert other != text
+        node.bindings_file.write_text(other)
+        expected = "under the same epoch 1"
     elif what == "flows":
         node.write(("{flows: 2048}", "{flows: 4096}"))
         expected = "map flows has room for 2048 entries"

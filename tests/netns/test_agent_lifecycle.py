@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from softunicast.agent.daemon import Agent, Options
+from softunicast.agent.logs import logger
+from softunicast.kernel import netns
 from tests.support.agent_node import AgentNode, agent_node
 from tests.support.dump import PINS, RUN, differences
 
@@ -150,3 +153,26 @@ def test_uninstall_from_another_namespace(node: AgentNode) -> None:
     node.once()
     AgentNode(node.name, f"{node.netns}-r", node.folder).uninstall()
     assert differences(before, node.dump()) == []
+
+
+def test_without_tcx_filters_do_the_same(node: AgentNode) -> None:
+    """Linux 6.1 to 6.5: told not to use TCX, the agent hangs its programs on clsact."""
+    before = node.dump()
+    options = Options(node.name, node.plan, node.bindings_file, tcx=False)
+    with netns.enter(node.netns):
+        assert Agent(options, logger("json")).once() > 0
+        installed = node.dump()
+        assert Agent(options, logger("json")).once() == 0
+        assert differences(installed, node.dump()) == []
+        node.write(("{flows: 2048}", "{flows: 2048, timers: {udp_s: 77}}"))
+        assert Agent(options, logger("json")).once() > 0
+        assert Agent(options, logger("json")).once() == 0
+        node.ip("link", "add", "new0", "type", "veth", "peer", "name", "new1")
+        assert Agent(options, logger("json")).once() == 2
+        node.ip("link", "del", "new0")
+    hooked = {place for place, filters in installed["filters"].items() if filters}
+    assert hooked == {"up0 ingress", "up0 egress", "fish0 ingress"}
+    assert all(name.startswith("su_") for name in installed["links"])
+    node.uninstall()
+    after = node.dump()
+    assert differences(before, after) == []

@@ -31,6 +31,7 @@ _IFA_F_NODAD: Final = 0x02
 _RTN_UNICAST: Final = 1
 _RTN_UNREACHABLE: Final = 7
 _FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
+_CLSACT_SIDES: Final = (0xFFFFFFF2, 0xFFFFFFF3)
 _ANY: Final = {4: "0.0.0.0/0", 6: "::/0"}
 
 
@@ -128,6 +129,12 @@ class Netlink:
                 str(ipaddress.ip_interface((message.get("local") or message.get("address"), message["prefixlen"])))
                 for message in self._ipr.get_addr(index=1)
             )
+
+    def remove_idle_clsact(self, ifindex: int) -> None:
+        """Remove a device's clsact qdisc when no filter is left on it. One that is not there is no error."""
+        with _naming(f"remove the clsact qdisc of device {ifindex}", errno.ENOENT, errno.EINVAL, errno.ENODEV):
+            if not any(list(self._ipr.get_filters(ifindex, parent=side)) for side in _CLSACT_SIDES):
+                self._ipr.tc("del", "clsact", ifindex)
 
     def lo_up(self) -> None:
         """Bring lo up: addresses on a device that is down are not local."""

@@ -25,7 +25,7 @@ from softunicast.agent.operations import Operation
 from softunicast.agent.state import load
 from softunicast.errors import KernelError, SoftunicastError, UsageError
 from softunicast.kernel import netns, nodes
-from softunicast.model.binding import Bindings, check_bindings, load_bindings
+from softunicast.model.binding import Bindings, check_bindings, load_bindings, read_bindings
 from softunicast.model.plan import Plan, load_plan
 
 MAPS_EVERY_S: Final = 60.0
@@ -45,9 +45,9 @@ class Inputs:
         """Read and check both files. UsageError, PlanError."""
         plan_text, bindings_text = _text(plan, "--plan"), _text(bindings, "--bindings")
         parsed = load_plan(plan_text, str(plan))
-        bound = load_bindings(bindings_text, str(bindings))
+        bound = read_bindings(bindings_text, str(bindings))
         check_bindings(parsed, bound)
-        return cls(plan_text, bindings_text, parsed, bound)
+        return cls(plan_text, bindings_text, parsed, bound.bindings)
 
     @property
     def files(self) -> dict[str, str]:
@@ -95,6 +95,8 @@ def decide(machine: Machine, inputs: Inputs, memory: Memory | None = None) -> De
     memory = Memory() if memory is None else memory
     inputs.plan.node(machine.node)
     last = load(machine.run / "node.json")
+    if last is not None:
+        _same_epoch_same_bindings(machine, inputs, last.bindings_epoch)
     facts = observed.facts(machine)
     _alone(machine.node, facts.netns_cookie)
     want = desired.desired(
@@ -118,6 +120,19 @@ def decide(machine: Machine, inputs: Inputs, memory: Memory | None = None) -> De
     elif read:
         memory.read, memory.read_at_s = want.resources.tables, now_s
     return Decision(want, have, operations, tuple(findings))
+
+
+def _same_epoch_same_bindings(machine: Machine, inputs: Inputs, running_epoch: int) -> None:
+    """Two files of one epoch that differ were made in two places: who holds what would depend on the node."""
+    copy = machine.run / "bindings.yaml"
+    if inputs.bindings.epoch != running_epoch or not copy.exists():
+        return
+    text = copy.read_text(encoding="utf-8")
+    if text != inputs.bindings_text and load_bindings(text, str(copy)) != inputs.bindings:
+        raise UsageError(
+            f"node {machine.node}: these bindings differ from those that run ({copy}) under the same epoch "
+            f"{running_epoch}; write them with `softunicast plan apply` in one place"
+        )
 
 
 def _alone(node: str, cookie: int) -> None:

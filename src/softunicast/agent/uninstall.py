@@ -16,13 +16,14 @@ import contextlib
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from softunicast.agent import notrack
 from softunicast.agent.machine import Machine
-from softunicast.agent.observed import ROLES, read_sysctls
+from softunicast.agent.observed import read_sysctls
 from softunicast.agent.reconcile import namespace_of
-from softunicast.agent.resources import NFT_TABLE, Rule
+from softunicast.agent.resources import NFT_TABLE, Hook, Rule
 from softunicast.agent.state import NodeState, load
 from softunicast.errors import KernelError, SoftunicastError
 from softunicast.kernel import cgroup, clsact, netns, nft, nodes
@@ -102,10 +103,10 @@ def _outside(machine: Machine, *, before: bool) -> Iterator[Step]:
         if (machine.pins / "maps" / "control").exists():
             yield Step("close: fish may not claim", lambda: machine.set_ready(False))
         for name in sorted(set(names) - set(guards), key=lambda name: (not name.startswith("onramp"), name)):
-            yield Step(f"detach {name}", lambda name=name: machine.detach(name))  # type: ignore[misc]
+            yield Step(f"detach {name}", partial(machine.detach, name))
         return
     for name in guards:
-        yield Step(f"detach {name}", lambda name=name: machine.detach(name))  # type: ignore[misc]
+        yield Step(f"detach {name}", partial(machine.detach, name))
     folder = nodes.cgroup_dir(machine.node)
     if folder.exists:
         yield Step(f"remove cgroup {folder.path}", lambda: remove_cgroups(folder))
@@ -116,23 +117,15 @@ def _outside(machine: Machine, *, before: bool) -> Iterator[Step]:
 def _inside(machine: Machine, state: NodeState | None) -> Iterator[Step]:
     """What lives in the node's namespace. Without node.json, our rules tell our addresses."""
     net = machine.netlink
-    devices = net.devices()
-    for device in devices.values():
-        for role, (_, hook) in ROLES.items():
-            egress = hook.value == "tc egress"
-            if role in ("uplink_in", "guard") and clsact.attached(device.ifindex, egress=egress) is not None:
-                yield Step(
-                    f"detach {hook.value} filter of {device.name}",
-                    lambda index=device.ifindex, egress=egress: clsact.detach(index, egress=egress),  # type: ignore[misc]
-                )
+    yield from _filters(machine, Hook.INGRESS)
     rules = net.rules()
     wanted = set(state.addresses_added) if state else {_with_length(rule) for rule in rules}
     for address in sorted(wanted & net.lo_addresses()):
-        yield Step(f"remove address {address} from lo", lambda text=address: net.delete_address(text))  # type: ignore[misc]
+        yield Step(f"remove address {address} from lo", partial(net.delete_address, address))
     for rule in sorted(rules):
-        yield Step(f"delete {rule}", lambda rule=rule: net.delete_rule(rule))  # type: ignore[misc]
+        yield Step(f"delete {rule}", partial(net.delete_rule, rule))
     for route in sorted(net.routes()):
-        yield Step(f"delete {route}", lambda route=route: net.delete_route(route))  # type: ignore[misc]
+        yield Step(f"delete {route}", partial(net.delete_route, route))
     if nft.list_table("inet", NFT_TABLE) is not None:
         yield Step(f"delete nft table inet {NFT_TABLE}", notrack.delete)
     before = dict(state.sysctls_before) if state else {}
@@ -141,8 +134,22 @@ def _inside(machine: Machine, state: NodeState | None) -> Iterator[Step]:
         if now.get(path, value) != value:
             yield Step(
                 f"sysctl {path.replace('/', '.')} = {value}",
-                lambda path=path, value=value: machine.set_sysctl(path, value),  # type: ignore[misc]
+                partial(machine.set_sysctl, path, value),
             )
+    yield from _filters(machine, Hook.EGRESS)
+
+
+def _filters(machine: Machine, hook: Hook) -> Iterator[Step]:
+    """Our clsact filters, where the kernel has no TCX."""
+    for device in machine.netlink.devices().values():
+        if clsact.attached(device.ifindex, egress=hook is Hook.EGRESS) is not None:
+            what = f"detach {hook.value} filter of {device.name}"
+            yield Step(what, partial(_unfilter, machine, device.ifindex, hook))
+
+
+def _unfilter(machine: Machine, ifindex: int, hook: Hook) -> None:
+    clsact.detach(ifindex, egress=hook is Hook.EGRESS)
+    machine.netlink.remove_idle_clsact(ifindex)
 
 
 def _with_length(rule: Rule) -> str:
