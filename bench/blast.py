@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sender: UDP frames of 60 bytes, made by an XDP program and put on a device by the kernel itself.
 
-BPF_PROG_TEST_RUN with live frames (Linux 5.18) runs `bare_blast` in this thread, pinned to one CPU, and hands its frames to
-the device in batches. The other end of the veth has NAPI (GRO on), so that everything up to the last program runs in
-softirqs on this CPU before the next batch: the thread's CPU time, and ksoftirqd's, is the cost of the whole path.
+BPF_PROG_TEST_RUN with live frames (Linux 5.18) runs `bare_blast` in this thread, pinned to one CPU, and hands its
+frames to the device in batches. The other end of the veth has NAPI (GRO on), so that everything up to the last program
+runs in softirqs on this CPU before the next batch: the thread's CPU time, and ksoftirqd's, is the cost of the path.
 (That softirqs run in a thread's time holds where IRQ_TIME_ACCOUNTING is off, as in Debian's kernels.)
 """
 
@@ -21,10 +21,9 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final
 
+from bench import tools
 from softunicast.kernel.bpf import BpfObject
 from softunicast.kernel.libbpf import TestRunOptions, check, libbpf
-
-from bench import tools
 
 LIVE_FRAMES: Final = 2
 BATCH: Final = 64
@@ -79,8 +78,15 @@ def template(source_mac: bytes, target_mac: bytes, source: IPv4Address) -> tuple
 
 
 def blast(
-    bare: BpfObject, ifindex: int, source_mac: bytes, target_mac: bytes, source: IPv4Address, first: IPv4Address,
-    targets: int, ports: int, count: int,
+    bare: BpfObject,
+    ifindex: int,
+    source_mac: bytes,
+    target_mac: bytes,
+    source: IPv4Address,
+    first: IPv4Address,
+    targets: int,
+    ports: int,
+    count: int,
 ) -> Sent:
     """Send `count` frames by the device `ifindex` of this thread's namespace. `arrived` is the sink's to say."""
     frame, ip_sum, udp_sum = template(source_mac, target_mac, source)

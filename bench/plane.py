@@ -104,9 +104,7 @@ def fill(maps: Mapping[str, Map], underlay: str, uplink: int, near: str) -> None
 
 
 def add_onramp(maps: Mapping[str, Map], ifindex: int, gateway: str) -> None:
-    ramp = Onramp(
-        OnrampFlag.SET | OnrampFlag.L2, 1, ifindex, SOURCES, packed(gateway), packed("fe80::1"), POLICY
-    )
+    ramp = Onramp(OnrampFlag.SET | OnrampFlag.L2, 1, ifindex, SOURCES, packed(gateway), packed("fe80::1"), POLICY)
     maps["onramps"].update(u32(ONRAMP), ramp.pack())
     maps["onramp_devices"].update(u32(ifindex), u32(ONRAMP))
 

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/performance.md from what was measured. Medians over rounds; ratios are medians of each round's ratio."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import dialing, forward, steering
+from bench.dialing import Dialed, Dialing
+from bench.forward import Rounds
+from bench.steering import Times
+from bench.tools import median, percentile
+
+WAYS = {
+    "nothing": "sending alone (freed at the node's ingress)",
+    "macs": "bare tc redirect, MACs known",
+    "redirect": "bare tc `redirect_neigh`",
+    "routing": "plain routing",
+    "fish": "**fish**",
+    "nft": "nftables SNAT, 2,048 ports",
+}
+SENT = {"one": "one flow", "many": "1,024 flows", "new": "only new flows, 256 destinations"}
+
+
+@dataclass(frozen=True)
+class Results:
+    """All of one run."""
+
+    rounds: int
+    seconds: float
+    forward: Rounds
+    crowded: Rounds
+    profile: dict[str, dict[str, float]]
+    dialing: Dialing
+    steering: Times
+
+
+@dataclass(frozen=True)
+class Aim:
+    """`figure` is a ratio of medians."""
+
+    text: str
+    figure: str
+    met: bool
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+    return "\n".join(lines) + "\n"
+
+
+def ratio(mine: Sequence[float], base: Sequence[float]) -> float:
+    """Median of the ratios of each round."""
+    return median([a / b for a, b in zip(mine, base, strict=True)])
+
+
+def machine() -> str:
+    """What a reader must know to compare."""
+    cpu = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.machine(),
+    )
+    guest = "hypervisor" in Path("/proc/cpuinfo").read_text()
+    load = Path("/proc/loadavg").read_text().split()[0]
+    return (
+        f"{cpu}, {os.cpu_count()} CPUs{' (a virtual machine)' if guest else ''}, "
+        f"Linux {platform.release().split('-')[0]}, veth only; load average at the end {load}."
+    )
+
+
+def forwarded(results: Rounds) -> str:
+    rows = []
+    for way, name in WAYS.items():
+        cells = [name]
+        for what in SENT:
+            sent = results[what][way]
+            cpu = [one.cpu_ns for one in sent]
+            lost = sum(one.packets - one.arrived for one in sent)
+            figure = f"{median(cpu):,.0f}"
+            if way != "nothing":
+                figure += f" ({ratio(cpu, [one.cpu_ns for one in results[what]['redirect']]):.2f})"
+            figure += f" / {1e6 / median(cpu):,.0f}"
+            cells.append(figure + (f", {lost:,} lost" if lost else ""))
+        rows.append(cells)
+    return table(["", *SENT.values()], rows)
+
+
+def crowded(results: Rounds) -> str:
+    rows = []
+    for way in forward.CROWDED_WAYS:
+        cells = [WAYS[way]]
+        for level in results:
+            sent = results[level][way]
+            lost = sum(one.packets - one.arrived for one in sent) / sum(one.packets for one in sent)
+            cells.append(f"{median([one.cpu_ns for one in sent]):,.0f}" + (f", {lost:.0%} lost" if lost else ""))
+        rows.append(cells)
+    return table(["CPU ns a packet", *(f"{level} % used" for level in results)], rows)
+
+
+def profiled(profile: dict[str, dict[str, float]]) -> str:
+    return table(
+        ["ns a run, the kernel's clock included", "one flow", "only new flows"],
+        [
+            [f"`{name}`", f"{ns:,.0f}", f"{profile['new'][name]:,.0f}" if name in profile["new"] else ""]
+            for name, ns in profile["one"].items()
+        ],
+    )
+
+
+def dialed(results: dict[str, list[Dialed]]) -> str:
+    names = {"plain": "plain socket", "kernel": "kernel's own range (`IP_LOCAL_PORT_RANGE`), slice empty"}
+    rows = []
+    base = [median(one.ns) for one in results["plain"]]
+    for case, rounds in results.items():
+        middles = [median(one.ns) for one in rounds]
+        tail = median([percentile(one.ns, 99) for one in rounds])
+        failed = sum(sum(one.errors.values()) for one in rounds)
+        name = names.get(case, f"**in a slice, {case.removeprefix('slice ')} used**")
+        rows.append(
+            [name, f"{median(middles) / 1e3:.1f}", f"{ratio(middles, base):.2f}", f"{tail / 1e3:,.0f}", str(failed)]
+        )
+    return table(["socket, connect, close", "µs", "ratio to plain", "p99 µs", "failed"], rows)
+
+
+def hooks(clocked: dict[int, dict[str, float]]) -> str:
+    names = sorted({name for one in clocked.values() for name in one}, key=lambda name: -clocked[0].get(name, 0))
+    return table(
+        ["ns of one connection", *(f"{use} %" for use in clocked)],
+        [[f"`{name}`", *(f"{one.get(name, 0):,.0f}" for one in clocked.values())] for name in names],
+    )
+
+
+def steered(times: Times) -> str:
+    def over(entry: str, what: str, empty: str) -> str:
+        mine = times[entry].get(what)
+        if not mine:
+            return ""
+        return f"{median([a - b for a, b in zip(mine, times[entry][empty], strict=True)]):,.0f}"
+
+    rows = []
+    for what in steering.PACKETS:
+        cells = [what]
+        for entry in steering.ENTRIES:
+            cells += [over(entry, what, "empty"), over(entry, f"{what}, repeated", "empty, repeated")]
+        rows.append(cells)
+    empties = [f"{median(times[e][k]):,.0f}" for e in steering.ENTRIES for k in ("empty", "empty, repeated")]
+    rows.append(["(the empty program itself)", *empties])
+    return table(["ns over an empty program", "tc", "tc, hot caches", "XDP", "XDP, hot caches"], rows)
+
+
+def aims(results: Results) -> list[Aim]:
+    """The aims of the project and whether this run met them."""
+    found = []
+
+    def cpu(what: str, way: str) -> list[float]:
+        return [one.cpu_ns for one in results.forward[what][way]]
+
+    def add(text: str, value: float, limit: float) -> None:
+        found.append(Aim(text, f"{value:.2f}", value <= limit))
+
+    for what in ("one", "many"):
+        value = ratio(cpu(what, "fish"), cpu(what, "redirect"))
+        add(f"fish within 10 % of the bare tc redirect, {SENT[what]}", value, 1.10)
+    for what in SENT:
+        value = ratio(cpu(what, "fish"), cpu(what, "nft"))
+        add(f"fish well under nftables (at most 0.8), {SENT[what]}", value, 0.8)
+    base = [median(one.ns) for one in results.dialing.dialed["plain"]]
+    for use in dialing.USES:
+        value = ratio([median(one.ns) for one in results.dialing.dialed[f"slice {use} %"]], base)
+        add(f"connect() within 15 % of a plain one, {use} % used", value, 1.15)
+    return found
+
+
+def markdown(results: Results) -> str:
+    judged = table(
+        ["aim", "measured", ""], [[aim.text, aim.figure, "met" if aim.met else "**missed**"] for aim in aims(results)]
+    )
+    return f"""# Performance
+
+Written by `python -m bench --write docs/performance.md` as root (`make bench`): one run, {results.rounds} rounds,
+{results.seconds:.0f} seconds. Cases are interleaved; figures are medians of rounds, ratios are medians of each round's
+ratio. A machine's speed drifts and other machines differ: read the ratios, and run it yourself.
+
+Machine: {machine()}
+
+## Against the aims
+
+{judged}
+## A forwarded packet
+
+Generator, node and sink are namespaces joined by veth; 60-byte UDP frames; everything from the sender to the program
+that counts and frees the packet runs on one CPU. Each cell: **CPU nanoseconds a packet** (ratio to `redirect_neigh`) /
+thousand packets a second of that one CPU. Fish includes its guard on the uplink.
+
+{forwarded(results.forward)}
+Where fish spends it, by the kernel's own clock on programs (some 20 ns of each figure is the clock):
+
+{profiled(results.profile)}
+## A new forwarded flow in a crowded slice
+
+{forward.CROWDED_NEW} new flows to each of {forward.CROWDED_TARGETS} destinations, when that part of the slice's ports
+is in use towards each of them; the last ones take the last free ports. A lost packet found none.
+
+{crowded(results.crowded)}
+## A socket in a slice
+
+One connection after the other over veth, ended by a RST; {dialing.TARGETS} destinations, {dialing.EACH} connections
+each a round. Of a 2,048-port slice the given part is in use towards each destination; at 99 % the measured sockets take
+the last free ports.
+
+{dialed(results.dialing.dialed)}
+What the hooks take of it (the clock included, once a run; `su_sockops` runs several times a connection):
+
+{hooks(results.dialing.clocked)}
+## Steering
+
+One packet of 128 bytes through the programs of `steer.bpf.c` by BPF_PROG_TEST_RUN, less an empty program in the same
+rounds. Between two runs is a system call, as cold as life; *hot caches*: the same packet over and over, for packets
+that are not changed.
+
+{steered(results.steering)}"""
