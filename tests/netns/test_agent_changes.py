@@ -77,7 +77,7 @@ def test_refuses_and_changes_nothing(node: AgentNode, what: str) -> None:
         expected = "older than epoch 7"
     elif what == "same epoch":
         text = node.bindings_file.read_text()
-        other = text.replace(f'node: "{node.name}"', f'node: "{node.name}x"', 1)
+        other = text.replace(f"node: {node.name},", f"node: {node.name}x,", 1)
         assert other != text
         node.bindings_file.write_text(other)
         expected = "under the same epoch 1"
@@ -261,3 +261,14 @@ def test_what_run_left_behind_is_swept(node: AgentNode) -> None:
         assert list(maps["cgroups"].keys()) == []
         assert daemon.events("swept")
         assert not daemon.events("failed")
+
+
+def test_pins_removed_by_hand_are_made_again(node: AgentNode) -> None:
+    with node.daemon("--interval", "0.5") as daemon:
+        for folder in ("links", "progs", "maps"):
+            for path in (PINS / node.name / folder).iterdir():
+                path.unlink()
+        wait_until(lambda: daemon.events("done") and daemon.done("open: fish may claim"), 60, "all is made again")
+        wait_until(lambda: node.agent("--dry-run").stdout.startswith("nothing to do"), 30, "nothing is left to do")
+        assert daemon.terminate() == 0
+    assert node.once() == 0

@@ -78,6 +78,8 @@ class Machine:
         """Load all objects against the pinned maps (made when missing), then pin their programs over the old
         ones."""
         mount_bpffs()
+        # Should somebody have removed the pins, the maps made now are others than those that are open.
+        self.maps.close()
         folder = self.pins / "progs"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         loaded: list[BpfObject] = []

@@ -16,6 +16,7 @@ import ipaddress
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 from pyroute2 import IPRoute
@@ -32,6 +33,7 @@ _RTN_UNICAST: Final = 1
 _RTN_UNREACHABLE: Final = 7
 _FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 _CLSACT_SIDES: Final = (0xFFFFFFF2, 0xFFFFFFF3)
+_IPV6: Final = Path("/proc/sys/net/ipv6")
 _ANY: Final = {4: "0.0.0.0/0", 6: "::/0"}
 
 
@@ -98,7 +100,7 @@ class Netlink:
         found = []
         with _naming("list default routes"):
             names = self._names()
-            for version in _FAMILIES:
+            for version in versions():
                 for route, reachable in self._routes(version, _MAIN, names):
                     if reachable:
                         found.append(DefaultRoute(version, route.metric, route.hops))
@@ -108,14 +110,14 @@ class Netlink:
         """The default routes of the agent's table."""
         with _naming(f"list routes of table {TABLE}"):
             names = self._names()
-            return frozenset(route for version in _FAMILIES for route, _ in self._routes(version, TABLE, names))
+            return frozenset(route for version in versions() for route, _ in self._routes(version, TABLE, names))
 
     def rules(self) -> frozenset[Rule]:
         """The rules that lead to the agent's table."""
         found = set()
         with _naming("list rules"):
-            for version, family in _FAMILIES.items():
-                for message in self._ipr.get_rules(family=family):
+            for version in versions():
+                for message in self._ipr.get_rules(family=_FAMILIES[version]):
                     if (message.get("table") or message["table"]) == TABLE:
                         source = message.get("src")
                         text = str(ipaddress.ip_address(source)) if source else "all"
@@ -195,6 +197,11 @@ class Netlink:
                 priority=route.metric,
                 **({} if route.hops else {"type": "unreachable"}),
             )
+
+
+def versions() -> tuple[int, ...]:
+    """The IP versions this kernel has: booted with ipv6.disable=1 it refuses to list anything of version 6."""
+    return (4, 6) if _IPV6.exists() else (4,)
 
 
 def _hop(message: Any, names: dict[int, str]) -> NextHop:
