@@ -351,59 +351,45 @@ static __always_inline int su_tc_parse(struct __sk_buff *skb, __u32 l2_len, stru
 	return su_parse((void *)(long)skb->data, (void *)(long)skb->data_end, l2_len, (__be16)skb->protocol, p);
 }
 
+/* The flow seen from one end of the packet: `in`: local is where it goes to; else where it comes from. */
+static __always_inline int su_flow_of(const struct su_pkt *p, struct su_flow *f, bool in)
+{
+	__builtin_memset(f, 0, sizeof(*f));
+	f->local = in ? p->dst : p->src;
+	f->remote = in ? p->src : p->dst;
+	f->proto = p->proto;
+	if (p->flags & SU_PKT_FRAG)
+		return -SU_DROP_FRAGMENT;
+	if (p->flags & SU_PKT_ERROR) {
+		if (!(p->flags & SU_PKT_QUOTE))
+			return -SU_DROP_ERROR_UNKNOWN;
+		f->local = in ? p->q_src : p->q_dst;
+		f->remote = in ? p->q_dst : p->q_src;
+		f->local_port = in ? p->q_sport : p->q_dport;
+		f->remote_port = in ? p->q_dport : p->q_sport;
+		f->proto = p->q_proto;
+		return 0;
+	}
+	if (!(p->flags & SU_PKT_PORTS))
+		return -SU_DROP_PROTOCOL;
+	f->local_port = in ? p->dport : p->sport;
+	f->remote_port = in ? p->sport : p->dport;
+	return 0;
+}
+
 /*
  * The flow of a packet that came from the Internet: local = destination. Of an ICMP error, the flow of the
  * packet it quotes: local = quoted source. 0, or -SU_DROP_FRAGMENT, _PROTOCOL, _ERROR_UNKNOWN.
  */
 static __always_inline int su_flow_of_in(const struct su_pkt *p, struct su_flow *f)
 {
-	__builtin_memset(f, 0, sizeof(*f));
-	f->local = p->dst;
-	f->remote = p->src;
-	f->proto = p->proto;
-	if (p->flags & SU_PKT_FRAG)
-		return -SU_DROP_FRAGMENT;
-	if (p->flags & SU_PKT_ERROR) {
-		if (!(p->flags & SU_PKT_QUOTE))
-			return -SU_DROP_ERROR_UNKNOWN;
-		f->local = p->q_src;
-		f->remote = p->q_dst;
-		f->local_port = p->q_sport;
-		f->remote_port = p->q_dport;
-		f->proto = p->q_proto;
-		return 0;
-	}
-	if (!(p->flags & SU_PKT_PORTS))
-		return -SU_DROP_PROTOCOL;
-	f->local_port = p->dport;
-	f->remote_port = p->sport;
-	return 0;
+	return su_flow_of(p, f, true);
 }
 
 /* The flow of a packet that leaves: local = source; of an ICMP error, local = quoted destination. */
 static __always_inline int su_flow_of_out(const struct su_pkt *p, struct su_flow *f)
 {
-	__builtin_memset(f, 0, sizeof(*f));
-	f->local = p->src;
-	f->remote = p->dst;
-	f->proto = p->proto;
-	if (p->flags & SU_PKT_FRAG)
-		return -SU_DROP_FRAGMENT;
-	if (p->flags & SU_PKT_ERROR) {
-		if (!(p->flags & SU_PKT_QUOTE))
-			return -SU_DROP_ERROR_UNKNOWN;
-		f->local = p->q_dst;
-		f->remote = p->q_src;
-		f->local_port = p->q_dport;
-		f->remote_port = p->q_sport;
-		f->proto = p->q_proto;
-		return 0;
-	}
-	if (!(p->flags & SU_PKT_PORTS))
-		return -SU_DROP_PROTOCOL;
-	f->local_port = p->sport;
-	f->remote_port = p->dport;
-	return 0;
+	return su_flow_of(p, f, false);
 }
 
 #endif /* SU_PARSE_H */
