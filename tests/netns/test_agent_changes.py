@@ -106,6 +106,7 @@ def test_two_nodes_in_one_namespace(node: AgentNode) -> None:
     )
     assert done.returncode == 2
     assert f"node {node.name} runs in this network namespace already" in done.stderr
+    assert not (RUN / f"{node.name}x").exists()
 
 
 def test_breaking_off_halfway_keeps_the_door_closed_and_is_completed(node: AgentNode) -> None:

@@ -121,6 +121,13 @@ def test_devices_and_routes() -> None:
     assert names(replace(FACTS, defaults=several)) == ["several-default-routes"]
 
 
+@pytest.mark.parametrize(("mtu", "found"), [(1500, True), (1531, True), (1532, False), (9000, False)])
+def test_an_uplink_that_is_the_underlay_carries_what_the_internet_sends(mtu: int, found: bool) -> None:
+    devices = {**FACTS.devices, "up0": Device("up0", 2, mtu, 1, ("10.0.1.11",))}
+    del devices["under0"]
+    assert names(replace(FACTS, devices=devices)) == (["underlay-mtu"] if found else [])
+
+
 def test_every_finding_is_one_line() -> None:
     facts = Facts(1, sysctls={"net/ipv4/tcp_timestamps": "0"})
     for finding in find(SUBJECT, facts):

@@ -29,6 +29,7 @@ from softunicast.agent.resources import NFT_TABLE
 
 GUE_OVERHEAD_V4_BYTES = 32
 GUE_OVERHEAD_V6_BYTES = 52
+INTERNET_MTU_BYTES = 1500
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -79,13 +80,16 @@ def _devices(subject: Subject, facts: Facts) -> Iterator[Finding]:
     overhead = GUE_OVERHEAD_V6_BYTES if ":" in subject.underlay else GUE_OVERHEAD_V4_BYTES
     for uplink in subject.uplinks:
         device_ = facts.devices.get(uplink)
-        if device_ is not None and carrier.mtu < device_.mtu + overhead:
+        if device_ is None:
+            continue
+        # Where one device is both, answers come as large as the Internet sends them, not as large as it could.
+        largest = min(device_.mtu, INTERNET_MTU_BYTES) if device_ == carrier else device_.mtu
+        if carrier.mtu < largest + overhead:
             yield Finding(
                 "underlay-mtu",
-                f"underlay device {carrier.name} has MTU {carrier.mtu}, uplink {uplink} {device_.mtu}: "
-                f"full-sized answers to another node do not fit; raise {carrier.name} to "
-                f"{device_.mtu + overhead}, or announce "
-                f"a smaller MSS (advmss {device_.mtu - overhead - 40})",
+                f"underlay device {carrier.name} has MTU {carrier.mtu}: answers of {largest} bytes that are carried to "
+                f"another node need {largest + overhead}; raise it, or announce a smaller MSS (advmss "
+                f"{carrier.mtu - overhead - 40})",
             )
 
 

@@ -8,6 +8,7 @@ been open), so a node that is half done refuses rather than leaks; running again
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
@@ -181,7 +182,15 @@ def locked(node: str) -> Iterator[None]:
             ) from error
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-        yield
+        try:
+            yield
+        finally:
+            if not nodes.node_file(node).exists():
+                # Refused before anything was made, or uninstalled: leave no trace of the attempt either.
+                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+                    folder.parent.rmdir()
     finally:
         os.close(fd)
 
