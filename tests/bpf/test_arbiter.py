@@ -423,7 +423,7 @@ def test_random_histories(program: Path, seed: int, flows: int) -> None:
     """SOFTUNICAST_SEED=n tells another history than the two fixed ones. 64 claims: the table itself fills."""
     with Arbiter(program, flows=flows) as arbiter:
         history = History(arbiter, seed)
-        for number in range(1500):
+        for number in range(1000):
             try:
                 history.step()
             except (Broken, AssertionError) as error:
@@ -464,4 +464,7 @@ def test_two_cpus_are_never_given_one_flow(arbiter: Arbiter, ports: int) -> None
     assert len(results) == 6
     assert sum(out.generation for out in results) == 0, "a claim was given twice, or lost"
     assert sum(out.state for out in results) > 60_000
+    # Each holds one claim at most: of 64 ports some are always free, whatever the other does meanwhile.
+    if ports == 64:
+        assert sum(out.result for out in results) == 0
     assert arbiter.table() == {}
