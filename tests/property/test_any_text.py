@@ -166,6 +166,7 @@ def test_both_readers_of_bindings_agree(text: str) -> None:
     assert fast == slow
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_slice_parse_gives_a_slice_or_a_value_error(text: str) -> None:
     try:
