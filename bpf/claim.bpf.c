@@ -178,12 +178,9 @@ int su_sockops(struct bpf_sock_ops *ctx)
 		s->flags &= ~(__u32)SU_SOCK_STATE_CB;
 		if (ctx->args[0] == SU_TCP_SYN_SENT)
 			su_sock_let_go(s);
-		else if (ctx->args[0] == SU_TCP_LAST_ACK)
-			su_sock_linger(s, SU_TCP_FIN_OUT | SU_TCP_FIN_IN);
-		else if (ctx->args[0] == SU_TCP_ESTABLISHED || ctx->args[0] == SU_TCP_CLOSE_WAIT)
-			su_sock_linger(s, SU_TCP_RST);
-		else
-			su_sock_linger(s, 0);
+		else	/* from these states without a TIME_WAIT: reset, or closed by the other side first */
+			su_sock_linger(s, ctx->args[0] == SU_TCP_LAST_ACK || ctx->args[0] == SU_TCP_CLOSE_WAIT ||
+						  ctx->args[0] == SU_TCP_ESTABLISHED);
 	}
 	return SU_GO_ON;
 }
@@ -211,7 +208,7 @@ int su_sock_release(struct bpf_sock *ctx)
 	if (su_claim_get(&key, &c) && su_word_state(c.word) == SU_STATE_NEW)
 		su_sock_let_go(s);	/* never was on the wire */
 	else
-		su_sock_linger(s, 0);	/* adopted */
+		su_sock_linger(s, false);	/* adopted */
 	return SU_GO_ON;
 }
 

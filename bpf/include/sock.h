@@ -106,24 +106,21 @@ static __noinline void su_sock_let_go(struct su_sock *s)
 }
 
 /*
- * The flow ended, a TIME_WAIT or a RST may still be on its way. `seen` (enum su_tcp_seen) is how it ended if the kernel
- * keeps nothing of it: 0 when a TIME_WAIT may remain.
+ * The flow ended, a TIME_WAIT or a RST may still be on its way. `gone`: the kernel keeps no TIME_WAIT, so that a socket
+ * need not wait sock_reuse_s for the port, as it would not without slices; the claim lingers as if seen that much earlier.
  */
-static __noinline void su_sock_linger(struct su_sock *s, __u8 seen)
+static __noinline void su_sock_linger(struct su_sock *s, bool gone)
 {
-	struct su_claim c, *live;
+	__u32 now_s = su_seconds(bpf_ktime_get_boot_ns());
 	struct su_flow key;
 
 	if (!(s->flags & SU_SOCK_CLAIMED))
 		return;
 	s->flags &= ~(__u32)SU_SOCK_CLAIMED;
 	key = s->flow;
-	if (seen) {
-		live = su_claim_get(&key, &c);
-		if (live && su_word_gen(c.word) == s->generation)
-			live->tcp_seen = seen;
-	}
-	su_claim_linger(&key, s->generation, su_seconds(bpf_ktime_get_boot_ns()));
+	if (gone)
+		now_s -= settings.sock_reuse_s + 1;
+	su_claim_linger(&key, s->generation, now_s);
 }
 
 /* Put a new claim in the record, ending the one it held. */
