@@ -15,6 +15,7 @@
 #include "work.h"
 
 #define SU_ANSWER_TTL 64
+#define SU_ICMP_FRAG_NEEDED 4	/* code; RFC 1191 section 4: its last 16 bits are the MTU */
 
 struct su_ip_icmp {
 	struct iphdr ip;
@@ -98,7 +99,9 @@ static __noinline int su_icmp_error4(struct __sk_buff *skb, const struct su_pkt 
 		sum = bpf_csum_diff(NULL, 0, (__be32 *)quote, 40, 0);
 	head.icmp.type = type;
 	head.icmp.code = code;
-	head.icmp.check = su_csum_finish((__u64)(__u32)sum + bpf_htons(type << 8 | code));
+	if (code == SU_ICMP_FRAG_NEEDED && type == SU_ICMP_UNREACH)
+		head.icmp.sequence = bpf_htons(p->mtu);
+	head.icmp.check = su_csum_finish((__u64)(__u32)sum + bpf_htons(type << 8 | code) + head.icmp.sequence);
 	su_answer_ip(&head.ip, from, p->src.w[3], IPPROTO_ICMP, sizeof(head) + 20 + l4_bytes);
 	if (bpf_skb_adjust_room(skb, sizeof(head), BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO) ||
 	    bpf_skb_store_bytes(skb, ip_off, &head, sizeof(head), BPF_F_RECOMPUTE_CSUM))

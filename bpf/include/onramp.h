@@ -21,31 +21,51 @@ static __always_inline __u64 su_onramp_owner(__u32 id, const struct su_onramp *o
 }
 
 /* Rewritten already: mark it, give it an Ethernet header if it has none, and let it go. */
-static __always_inline int su_onramp_leave(struct __sk_buff *skb, struct su_work *w, __u32 len)
+static __always_inline int su_onramp_leave(struct __sk_buff *skb, struct su_work *w, const struct su_uplink *uplink,
+					   __u32 len)
 {
 	struct su_stats *s = su_stats_get();
-	__u32 uplink = su_uplink_of(&w->flow);
 
-	if (!uplink)
-		return -SU_DROP_ENCAP;
 	su_mark(skb);
 	if (!w->pkt.l2_len && bpf_skb_change_head(skb, SU_ETH_LEN, 0))
 		return -SU_DROP_ENCAP;
 	su_count_bh(s, SU_COUNT_OUT_PACKETS, 1);
 	su_count_bh(s, SU_COUNT_OUT_BYTES, len);
-	return bpf_redirect_neigh(uplink, NULL, 0, 0);
+	return bpf_redirect_neigh(uplink->ifindex, NULL, 0, 0);
+}
+
+/* Bytes of the largest packet, IP header included, that this one will be on the wire. */
+static __noinline __u32 su_segment_len(struct __sk_buff *skb, const struct su_pkt *p)
+{
+	__u32 gso_size = *(volatile __u32 *)&skb->gso_size, headers = p->l4_off - p->l2_len;
+	__u8 doff;
+
+	if (!gso_size)
+		return skb->len - p->l2_len;
+	if (p->proto != IPPROTO_TCP)
+		return gso_size + headers + sizeof(struct udphdr);
+	if (bpf_skb_load_bytes(skb, p->l4_off + 12, &doff, 1))
+		return ~0u;
+	return gso_size + headers + (doff >> 4) * 4;
 }
 
 /* Of the flow w->flow, whose claim is `live`: out it goes. A tc action or -SU_DROP_x. */
 static __always_inline int su_onramp_send(struct __sk_buff *skb, struct su_work *w, struct su_claim *live, __u64 word)
 {
+	const struct su_uplink *uplink = su_uplink_of(&w->flow);
 	__u32 len = skb->len - w->pkt.l2_len;
 	int err;
 
+	if (!uplink)
+		return -SU_DROP_ENCAP;
+	if (len > uplink->mtu && su_segment_len(skb, &w->pkt) > uplink->mtu) {
+		w->pkt.mtu = uplink->mtu;
+		return -SU_DROP_TOO_BIG;
+	}
 	if (!su_claim_refresh(live, word, su_track(live, word, &w->pkt, true), su_now_s()))
 		return -SU_DROP_CLAIM_ERROR;
 	err = su_rewrite(skb, &w->pkt, SU_SRC | SU_HOP, &w->flow.local, w->flow.local_port);
-	return err ? err : su_onramp_leave(skb, w, len);
+	return err ? err : su_onramp_leave(skb, w, uplink, len);
 }
 
 /* Destinations that a router never forwards, and what only makes sense between neighbours. */
@@ -71,6 +91,7 @@ static __always_inline bool su_onramp_neighbour(struct __sk_buff *skb, const str
 static __noinline int su_onramp_error(struct __sk_buff *skb, struct su_work *w, __u64 owner)
 {
 	__u32 len = skb->len - w->pkt.l2_len;
+	const struct su_uplink *uplink;
 	__u64 word;
 	int err;
 
@@ -78,8 +99,11 @@ static __noinline int su_onramp_error(struct __sk_buff *skb, struct su_work *w, 
 		return -SU_DROP_ERROR_UNKNOWN;
 	if (!su_origin_claim(w, SU_KIND_PACKET, owner, &word))
 		return -SU_DROP_ERROR_UNKNOWN;
+	uplink = su_uplink_of(&w->flow);
+	if (!uplink)
+		return -SU_DROP_ENCAP;
 	err = su_rewrite_error(skb, &w->pkt, SU_SRC | SU_HOP, &w->flow.local, w->flow.local_port);
-	return err ? err : su_onramp_leave(skb, w, len);
+	return err ? err : su_onramp_leave(skb, w, uplink, len);
 }
 
 /* What is to become of a packet that has no flow. A tc action, SU_TO_CLAIM, or -SU_DROP_x. */

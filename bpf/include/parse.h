@@ -93,6 +93,7 @@ struct su_pkt {
 	__u16 l4_off;
 	__u16 q_ip_off;
 	__u16 q_l4_off;
+	__u16 mtu;		/* filled in by whoever finds the packet too big */
 	__u16 tot_len;		/* IP header and payload, host order; 0: more than 65535 (BIG TCP) */
 	__u8 flags;		/* enum su_pkt_flag */
 	__u8 proto;

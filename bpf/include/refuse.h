@@ -6,6 +6,7 @@
  *   UDP          port unreachable: a connected socket gets ECONNREFUSED at once
  *   ICMP echo    host unreachable
  *   no ports     protocol unreachable; time to live used up: time exceeded
+ *   too big      fragmentation needed, DF or not: tc cannot fragment
  *
  * IPv4 packets with options, fragments and IPv6 are dropped and counted without an answer.
  */
@@ -79,6 +80,9 @@ static __noinline int su_refuse(struct __sk_buff *skb, const struct su_pkt *p, c
 			act = su_icmp_error4(skb, p, from, SU_ICMP_UNREACH, 3);
 		else
 			act = su_icmp_error4(skb, p, from, SU_ICMP_UNREACH, 1);
+		break;
+	case SU_DROP_TOO_BIG:
+		act = su_icmp_error4(skb, p, from, SU_ICMP_UNREACH, SU_ICMP_FRAG_NEEDED);
 		break;
 	case SU_DROP_PROTOCOL:
 		if (p->proto != IPPROTO_ICMP)

@@ -253,8 +253,8 @@ static __always_inline void su_mark(struct __sk_buff *skb)
 	skb->mark = (skb->mark & ~settings.mask) | settings.mark;
 }
 
-/* The uplink of a flow; 0: there is none. They are filled from 0 on. */
-static __always_inline __u32 su_uplink_of(const struct su_flow *f)
+/* The uplink of a flow; NULL: there is none. They are filled from 0 on. */
+static __always_inline const struct su_uplink *su_uplink_of(const struct su_flow *f)
 {
 	__u32 index = 1, count = 1;
 	struct su_uplink *u = bpf_map_lookup_elem(&uplinks, &index);
@@ -271,7 +271,7 @@ static __always_inline __u32 su_uplink_of(const struct su_flow *f)
 		index = su_mix(su_flow_check(f)) % count;
 	}
 	u = bpf_map_lookup_elem(&uplinks, &index);
-	return u ? u->ifindex : 0;
+	return u && u->ifindex ? u : NULL;
 }
 
 #endif /* SU_WORK_H */

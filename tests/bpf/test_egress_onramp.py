@@ -276,3 +276,13 @@ def test_icmp_error_from_a_client(b: Bench, proto: str) -> None:
     assert b.plane.drops() == {}
     key = next(iter(b.plane.object.maps["origin"].keys()))
     assert OriginKey.unpack(key).onramp == VETH_ONRAMP
+
+
+def test_too_big_for_the_uplink(b: Bench) -> None:
+    assert b.out(udp(CLIENT, 40000, SERVER, 53, b"x" * 1572)).verdict == REDIRECT
+    ran = b.out(udp(CLIENT, 40000, SERVER, 53, b"x" * 1573))
+    assert ran.verdict == REDIRECT
+    seen = ran.packet
+    assert (seen.icmp_type, seen.icmp_code, str(seen.destination)) == (3, 4, CLIENT)
+    assert ran.data[14 + 26 : 14 + 28] == (1600).to_bytes(2, "big")
+    assert b.plane.drops() == {Drop.TOO_BIG: 1}
