@@ -273,3 +273,17 @@ def test_pins_removed_by_hand_are_made_again(node: AgentNode) -> None:
         wait_until(lambda: node.agent("--dry-run").stdout.startswith("nothing to do"), 30, "nothing is left to do")
         assert daemon.terminate() == 0
     assert node.once() == 0
+
+
+def test_systemd_is_told(node: AgentNode) -> None:
+    path = node.folder / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(path))
+        manager.settimeout(30)
+        with node.daemon(NOTIFY_SOCKET=str(path)) as daemon:
+            assert manager.recv(1024).decode().splitlines() == ["READY=1", "STATUS=epoch 1"]
+            assert manager.recv(1024) == b"WATCHDOG=1"
+            daemon.process.send_signal(signal.SIGTERM)
+            while (message := manager.recv(1024)) != b"STOPPING=1":
+                assert message == b"WATCHDOG=1"
+            assert daemon.process.wait(timeout=30) == 0

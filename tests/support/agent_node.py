@@ -104,12 +104,13 @@ class AgentNode:
         return done
 
     @contextmanager
-    def daemon(self, *arguments: str) -> Iterator[Daemon]:
+    def daemon(self, *arguments: str, **environment: str) -> Iterator[Daemon]:
         """The agent as a daemon, ready; killed at the end if it still runs."""
         log = self.folder / "agent.log"
         files = ("--plan", str(self.plan), "--bindings", str(self.bindings_file), "--node", self.name)
         with log.open("w") as stream:
-            process = subprocess.Popen(self.command("agent", *files, "--log-format", "json", *arguments), stderr=stream)
+            command = self.command("agent", *files, "--log-format", "json", *arguments)
+            process = subprocess.Popen(command, stderr=stream, env={**os.environ, **environment})
         daemon = Daemon(process, log)
         try:
             wait_until(lambda: daemon.events("ready") or process.poll() is not None, 60, "the agent is ready")
