@@ -212,9 +212,9 @@ class Dataplane:
         maps["stats"].update(u32(0), Stats().pack())
         for index in range(len(self.slices)):
             self.put("slices", u32(index), Slice().pack())
-        for key in list(self.bases.values()):
+        for base in self.bases.values():
             for port in range(9000, 9100):
-                self.put("owners", u32(key + port), Owner(0, 0).pack())
+                self.put("owners", u32(base + port), Owner(0, 0).pack())
         self.slices.clear()
         self.bases.clear()
 
