@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Protocol
 
-from softunicast.egress.flow_view import PROTOCOLS, UDP, Names, Reader, Timers, expired, name_of, state_of
+from softunicast.egress.flow_view import PROTOCOLS, STATE_SHIFT, UDP, Names, Reader, Timers, lifetime_s, name_of
 from softunicast.kernel.abi import (
     COUNTER_MEANINGS,
     DROP_MEANINGS,
@@ -40,12 +40,13 @@ from softunicast.kernel.abi import (
     State,
     Stats,
 )
-from softunicast.kernel.abi_util import addr_ip
+from softunicast.kernel.abi_util import SEEN_MASK, addr_ip
 
 IPAddress = IPv4Address | IPv6Address
 
 WARN_PERCENT = 90
 NS = 1_000_000_000
+LOCKED = int(State.LOCKED)
 
 # Where things are in the value and the key of `flows`; tests/unit/test_views.py holds them against the codec.
 CLAIM_PARTS = struct.Struct("=Q26xB9xI8x")  # word, kind, slice
@@ -149,29 +150,36 @@ class SliceView:
 class _Use:
     """What one pass over `flows` finds out about a slice. Destinations: remote | remote port | protocol."""
 
-    kinds: Tally[tuple[int, int]] = field(default_factory=Tally)
+    kinds: Tally[tuple[int, int, int]] = field(default_factory=Tally)  # kind, state, protocol
     destinations: Tally[bytes] = field(default_factory=Tally)
-    lingering: int = 0
     expired: int = 0
+
+    @property
+    def lingering(self) -> int:
+        return sum(count for (_, state, _), count in self.kinds.items() if state == State.LINGER)
 
 
 def _count_flows(flows: Reader, now_s: int, timers: Timers) -> dict[int, _Use]:
+    """The one pass. Written out, because it runs a million times: see flow_view.expired for what it says."""
     uses: dict[int, _Use] = {}
+    lifetimes: dict[tuple[int, int, int], int | None] = {}
+    unpack = CLAIM_PARTS.unpack
     for key, value in flows.items():
-        word, kind, slice_index = CLAIM_PARTS.unpack(value)
-        proto = key[PROTO]
-        state = state_of(word)
-        if state == State.LOCKED:
+        word, kind, slice_index = unpack(value)
+        proto, state = key[PROTO], word >> STATE_SHIFT & 0xFF
+        if state == LOCKED:
             continue
         use = uses.get(slice_index)
         if use is None:
             use = uses[slice_index] = _Use()
-        if expired(word, kind, proto, now_s, timers):
+        what = kind, state, proto
+        if what not in lifetimes:
+            lifetimes[what] = lifetime_s(kind, state, proto, timers)
+        lifetime = lifetimes[what]
+        if lifetime is not None and now_s - (word & SEEN_MASK) >= lifetime:
             use.expired += 1
             continue
-        if state == State.LINGER:
-            use.lingering += 1
-        use.kinds[proto, kind] += 1
+        use.kinds[what] += 1
         use.destinations[key[REMOTE_FIRST : REMOTE_LAST + 1] + key[REMOTE_PORT : PROTO + 1]] += 1
     return uses
 
@@ -246,8 +254,9 @@ def read_slices(
         index = int.from_bytes(key, "little")
         use, refused = uses.get(index, _Use()), refusals.get(index, Tally())
         claims: dict[str, dict[str, int]] = {}
-        for (proto, kind), count in sorted(use.kinds.items()):
-            claims.setdefault(PROTOCOLS.get(proto, str(proto)), {})[name_of(Kind, kind)] = count
+        for (kind, _, proto), count in sorted(use.kinds.items(), key=lambda item: (item[0][2], item[0])):
+            of_proto = claims.setdefault(PROTOCOLS.get(proto, str(proto)), {})
+            of_proto[name_of(Kind, kind)] = of_proto.get(name_of(Kind, kind), 0) + count
         views.append(
             SliceView(
                 index=index,
