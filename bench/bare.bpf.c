@@ -22,6 +22,7 @@ struct settings {
 	__u32 ifindex;		/* where to */
 	__u8 target[6];
 	__u8 source[6];
+	__be32 router;
 };
 const volatile struct settings settings SEC(".rodata.settings");
 
@@ -46,6 +47,14 @@ SEC("xdp") int bare_empty_xdp(struct xdp_md *ctx)
 SEC("tc") int bare_neigh(struct __sk_buff *skb)
 {
 	return bpf_redirect_neigh(settings.ifindex, NULL, 0, 0);
+}
+
+/* The next hop is known, the kernel finds its neighbour entry. */
+SEC("tc") int bare_nexthop(struct __sk_buff *skb)
+{
+	struct bpf_redir_neigh next = {.nh_family = 2, .ipv4_nh = settings.router};
+
+	return bpf_redirect_neigh(settings.ifindex, &next, sizeof(next), 0);
 }
 
 /* Everything is known beforehand. */

@@ -27,7 +27,7 @@ from bench.tools import Helpers, run, sysctl
 from softunicast.kernel import netns
 from softunicast.kernel.bpf import BpfObject, Program, attach_tcx, object_path
 
-WAYS: Final = ("nothing", "redirect", "macs", "routing", "fish", "nft")
+WAYS: Final = ("nothing", "redirect", "nexthop", "macs", "routing", "fish", "nft")
 UNDERLAY: Final = "10.66.0.1"
 ROUTER: Final = "10.66.0.254"
 TARGETS: Final = IPv4Address("203.0.112.0")
@@ -88,12 +88,17 @@ def path(way: str, helpers: Helpers) -> Iterator[Path3]:
         with netns.enter(node):
             run(f"ip neigh replace {ROUTER} lladdr {macs['s0']} dev u0 nud permanent")
             run(f"ip route add default via {ROUTER}")
-        constants = plane.u32(uplink) + raw(macs["s0"]) + raw(macs["u0"])
+        constants = plane.u32(uplink) + raw(macs["s0"]) + raw(macs["u0"]) + IPv4Address(ROUTER).packed
         bare = undo.enter_context(BpfObject.load(helpers.bare, settings=constants))
         found = Path3(way, generator, node, sink, bare, uplink, client, macs)
         with netns.enter(sink):
             undo.callback(attach_tcx(bare.programs["bare_sink"], if_nametoindex("s0"), egress=False).close)
-        if name := {"redirect": "bare_neigh", "macs": "bare_macs", "nothing": "bare_sink"}.get(way):
+        if name := {
+            "redirect": "bare_neigh",
+            "nexthop": "bare_nexthop",
+            "macs": "bare_macs",
+            "nothing": "bare_sink",
+        }.get(way):
             with netns.enter(node):
                 undo.callback(attach_tcx(bare.programs[name], client, egress=False).close)
         if way == "nft":

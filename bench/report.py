@@ -18,6 +18,7 @@ from bench.tools import median, percentile
 WAYS = {
     "nothing": "sending alone (freed at the node's ingress)",
     "macs": "bare tc redirect, MACs known",
+    "nexthop": "bare tc `redirect_neigh`, next hop given",
     "redirect": "bare tc `redirect_neigh`",
     "routing": "plain routing",
     "fish": "**fish**",
