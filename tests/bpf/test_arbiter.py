@@ -430,7 +430,8 @@ def test_random_histories(program: Path, seed: int, flows: int) -> None:
                 raise AssertionError(f"seed {seed}, {flows} claims, step {number}: {error}") from error
         for answer in ("claimed", "slice full", "no slice", "exact claimed", "exact held by somebody else"):
             assert history.answers[answer] > 0, f"seed {seed}: too few of {answer!r}: {history.answers}"
-        assert arbiter.counter(Counter.REAPED) > 0
+        if flows == 64:  # the hand went round
+            assert arbiter.counter(Counter.REAPED) > 0
         assert arbiter.counter(Counter.STOLEN) > 0
 
 
