@@ -230,10 +230,16 @@ def node_here(plan: Plan, name: str, facts: Facts) -> Node:
 def uplink_table(node: Node, facts: Facts) -> dict[bytes, bytes]:
     """The map `uplinks`: what exists of them, in the plan's order."""
     return {
-        index.to_bytes(4, sys.byteorder): abi.Uplink(ifindex=device.ifindex, mtu=device.mtu).pack()
+        index.to_bytes(4, sys.byteorder): abi.Uplink(device.ifindex, device.mtu, int(_uplink_flags(name, facts))).pack()
         for index, name in enumerate(node.uplinks)
         if (device := facts.devices.get(name)) is not None
     }
+
+
+def _uplink_flags(uplink: str, facts: Facts) -> abi.UplinkFlag:
+    """ONE_HOP when table 1717 leads by this device to a single IPv4 gateway: its Ethernet header may be remembered."""
+    hops = {hop for default in facts.defaults if default.version == 4 for hop in default.hops if hop.device == uplink}
+    return abi.UplinkFlag.ONE_HOP if len(hops) == 1 and all(hop.gateway for hop in hops) else abi.UplinkFlag(0)
 
 
 def subject(plan: Plan, bindings: Bindings, node_name: str, facts: Facts) -> Subject:
