@@ -123,6 +123,7 @@ SEC("tc") int su_guard(struct __sk_buff *skb)
 
 	if (settings.mask && (skb->mark & settings.mask) == settings.mark) {
 		skb->mark &= ~settings.mask;
+		su_hop_learn(skb);
 		return TC_ACT_OK;
 	}
 	if (!su_is_ip(skb) || !su_peek(skb, SU_SRC, &src))

@@ -93,14 +93,21 @@ struct su_origin_key {
 };
 _Static_assert(sizeof(struct su_origin_key) == 44, "su_origin_key");
 
-/* Value of `origin`: where its outer flow is. A hint; every packet checks it against `flows`. */
+/*
+ * Value of `origin`: where its outer flow is. A hint, checked against `flows` once a second: no claim expires
+ * within the second in which it was seen, and whoever ends one otherwise removes its hint first.
+ */
 struct su_origin {
 	struct su_addr local;
 	__be16 local_port;
 	__u16 pad;
 	__u32 generation;	/* of the claim, 24 bits */
+	__u32 checked_s;	/* boot clock: when `flows` last said so */
+	__u32 owner;		/* generation of the on-ramp */
+	__u32 check;		/* hash of the key: a recycled element shows */
+	__u32 pad2;
 };
-_Static_assert(sizeof(struct su_origin) == 24, "su_origin");
+_Static_assert(sizeof(struct su_origin) == 40, "su_origin");
 
 /* Value of `slices` (array): a slice this node holds. */
 enum su_slice_flag {
@@ -240,11 +247,32 @@ struct su_crowd {
 _Static_assert(sizeof(struct su_crowd) == 280, "su_crowd");
 
 /* Value of `uplinks` (array). */
+enum su_uplink_flag {
+	SU_UPLINK_ONE_HOP = 1,	/* all IPv4 that leaves a slice by it goes to one gateway */
+};
+
 struct su_uplink {
 	__u32 ifindex;		/* 0: unused */
 	__u32 mtu;		/* of the device, bytes, Ethernet header not counted */
+	__u32 flags;		/* enum su_uplink_flag */
+	__u32 pad;
 };
-_Static_assert(sizeof(struct su_uplink) == 8, "su_uplink");
+_Static_assert(sizeof(struct su_uplink) == 16, "su_uplink");
+
+/*
+ * Value of `hops` (array by ifindex % SU_HOPS): the Ethernet header that leads to an uplink's one gateway. The guard
+ * learns it from a packet that went by the kernel's neighbour table, and it is believed for SU_HOP_NS.
+ */
+#define SU_HOPS 16
+#define SU_HOP_NS 1000000000
+struct su_hop {
+	__u64 learned_ns;	/* boot clock */
+	__u32 ifindex;
+	__u32 wanted;		/* ifindex of whoever asks to learn it, 0: nobody */
+	__u32 mac[3];		/* destination and source, as on the wire */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct su_hop) == 32, "su_hop");
 
 /* Value of `control` (array of one): what changes while programs run. */
 struct su_control {

@@ -27,6 +27,18 @@ static __always_inline int su_deliver_rewrite(struct __sk_buff *skb, struct su_w
 	return su_rewrite(skb, &w->pkt, SU_DST | hop, &w->claim.inner, w->claim.inner_port);
 }
 
+/* The flow may have ended: what comes next from inside is to be looked at. */
+static __noinline void su_origin_doubt(const struct su_flow *f, const struct su_claim *c)
+{
+	struct su_origin_key key;
+	struct su_origin *o;
+
+	su_origin_key_of(&key, f, c);
+	o = bpf_map_lookup_elem(&origin, &key);
+	if (o)
+		*(volatile __u32 *)&o->checked_s = 0;
+}
+
 /* A packet passed in: the answered flow is OPEN; a flow that ended lives no longer for what still comes in. */
 static __always_inline bool su_deliver_refresh(struct su_claim *live, struct su_work *w)
 {
@@ -38,6 +50,8 @@ static __always_inline bool su_deliver_refresh(struct su_claim *live, struct su_
 	state = su_track(live, word, &w->pkt, false);
 	if (state == SU_STATE_LINGER && su_word_state(word) == SU_STATE_LINGER)
 		return true;
+	if (state == SU_STATE_LINGER)
+		su_origin_doubt(&w->flow, live);
 	return su_claim_refresh(live, word, state, su_now_s());
 }
 

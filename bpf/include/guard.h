@@ -20,6 +20,25 @@
 
 #define SU_GUARD_SLICES 4096
 
+/* A packet of ours that went by the neighbour table shows how the gateway is reached, if somebody asked. */
+static __always_inline void su_hop_learn(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex, at = ifindex % SU_HOPS;
+	struct su_hop *hop = bpf_map_lookup_elem(&hops, &at);
+	__u32 *header = (__u32 *)(long)skb->data;
+
+	if (!hop || hop->wanted != ifindex || skb->protocol != bpf_htons(ETH_P_IP) || (void *)header + SU_ETH_LEN > (void *)(long)skb->data_end)
+		return;
+	hop->wanted = 0;
+	*(volatile __u64 *)&hop->learned_ns = 0;
+	hop->ifindex = ifindex;
+	hop->mac[0] = header[0];
+	hop->mac[1] = header[1];
+	hop->mac[2] = header[2];
+	barrier();
+	*(volatile __u64 *)&hop->learned_ns = bpf_ktime_get_boot_ns();
+}
+
 struct su_slice_search {
 	struct su_addr addr;
 	__u32 found;
@@ -74,11 +93,13 @@ static __always_inline const struct su_sock *su_guard_sock(struct __sk_buff *skb
 static __noinline int su_guard_known(struct __sk_buff *skb, struct su_work *w)
 {
 	struct su_claim *live;
+	struct su_origin *o;
 	__u64 word;
 	int err;
 
 	su_key_of(&w->key, &w->pkt, 0);
-	live = su_origin_claim(w, SU_KIND_LOCAL, 0, &word);
+	o = bpf_map_lookup_elem(&origin, &w->key);
+	live = o ? su_origin_claim(w, o, SU_KIND_LOCAL, 0, &word) : NULL;
 	if (!live)
 		return SU_UNKNOWN;
 	if (!su_claim_refresh(live, word, su_word_state(word), su_now_s()))
@@ -97,7 +118,7 @@ static __always_inline int su_guard_rewrite(struct __sk_buff *skb, struct su_wor
 
 	if (err == SU_UNKNOWN) {
 		err = su_flow_begin(skb, w, SU_KIND_LOCAL, 0);
-		if (!err)
+		if (!err || err == SU_CLAIMED)
 			err = su_guard_known(skb, w);
 	}
 	return err == SU_UNKNOWN ? -SU_DROP_CLAIM_ERROR : err;
@@ -190,7 +211,9 @@ static __noinline int su_guard_slice(struct __sk_buff *skb, struct su_work *w)
 	default:
 		return -SU_DROP_GUARD_FOREIGN;
 	}
-	if (!su_claim_refresh(live, w->claim.word, state, su_now_s()))
+	/* The last RST of a socket that ended is not life: how soon its port is free again was decided at its end. */
+	if (!(w->claim.kind == SU_KIND_SOCKET && state == SU_STATE_LINGER && p->tcp & SU_TCP_RST_BIT) &&
+	    !su_claim_refresh(live, w->claim.word, state, su_now_s()))
 		return -SU_DROP_GUARD_FOREIGN;
 	su_count_bh(su_stats_get(), SU_COUNT_GUARD_PASSED, 1);
 	return TC_ACT_OK;

@@ -121,6 +121,13 @@ struct {
 	__type(value, struct su_uplink);
 } uplinks SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SU_HOPS);
+	__type(key, __u32);
+	__type(value, struct su_hop);
+} hops SEC(".maps");
+
 /* cgroup id -> policy */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

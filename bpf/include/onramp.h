@@ -3,8 +3,8 @@
  * onramp.h - packets from clients: known flows are rewritten and sent out, others are sorted into classes and
  * claimed, given to the stack, or refused.
  *
- * The fast path is one lookup in `origin` and one in `flows`, which together say that this very client was
- * allowed this very flow; everything else is looked at for the first packet only.
+ * The fast path is one lookup in `origin`, and once a second one in `flows`, which together say that this very
+ * client was allowed this very flow; everything else is looked at for the first packet only.
  *
  * To the stack go: what is not IP (ARP), ND, DHCP, link-local, multicast, broadcast, the gateway's own address, and
  * destinations that the policy or the node leaves alone. `forwarding` is off on the device: what is not for this
@@ -20,17 +20,37 @@ static __always_inline __u64 su_onramp_owner(__u32 id, const struct su_onramp *o
 	return (__u64)id << 32 | onramp->generation;
 }
 
-/* Rewritten already: mark it, give it an Ethernet header if it has none, and let it go. */
+/*
+ * Rewritten already: mark it, give it an Ethernet header, and let it go. To the uplink's one gateway by the header
+ * that the guard learned, which is a third of the cost; once a second, and wherever there are several gateways,
+ * by the kernel's routes and neighbours, so that these are asked, kept alive and believed.
+ */
 static __always_inline int su_onramp_leave(struct __sk_buff *skb, struct su_work *w, const struct su_uplink *uplink,
-					   __u32 len)
+					   __u64 now_ns, __u32 len)
 {
+	__u32 at = uplink->ifindex % SU_HOPS;
 	struct su_stats *s = su_stats_get();
+	struct su_hop *hop;
 
 	su_mark(skb);
 	if (!w->pkt.l2_len && bpf_skb_change_head(skb, SU_ETH_LEN, 0))
 		return -SU_DROP_ENCAP;
 	su_count_bh(s, SU_COUNT_OUT_PACKETS, 1);
 	su_count_bh(s, SU_COUNT_OUT_BYTES, len);
+	hop = bpf_map_lookup_elem(&hops, &at);
+	if (hop && uplink->flags & SU_UPLINK_ONE_HOP && skb->protocol == bpf_htons(ETH_P_IP)) {
+		__u32 *header = (__u32 *)(long)skb->data;
+
+		if (hop->ifindex == uplink->ifindex && now_ns - *(volatile __u64 *)&hop->learned_ns < SU_HOP_NS &&
+		    (void *)header + SU_ETH_LEN <= (void *)(long)skb->data_end) {
+			header[0] = hop->mac[0];
+			header[1] = hop->mac[1];
+			header[2] = hop->mac[2];
+			*(__be16 *)&header[3] = bpf_htons(ETH_P_IP);
+			return bpf_redirect(uplink->ifindex, 0);
+		}
+		hop->wanted = uplink->ifindex;
+	}
 	return bpf_redirect_neigh(uplink->ifindex, NULL, 0, 0);
 }
 
@@ -49,8 +69,8 @@ static __noinline __u32 su_segment_len(struct __sk_buff *skb, const struct su_pk
 	return gso_size + headers + (doff >> 4) * 4;
 }
 
-/* Of the flow w->flow, whose claim is `live`: out it goes. A tc action or -SU_DROP_x. */
-static __always_inline int su_onramp_send(struct __sk_buff *skb, struct su_work *w, struct su_claim *live, __u64 word)
+/* Its outer flow is w->flow: rewrite it and let it go. A tc action or -SU_DROP_x. */
+static __noinline int su_onramp_send(struct __sk_buff *skb, struct su_work *w, __u64 now_ns)
 {
 	const struct su_uplink *uplink = su_uplink_of(&w->flow);
 	__u32 len = skb->len - w->pkt.l2_len;
@@ -62,10 +82,8 @@ static __always_inline int su_onramp_send(struct __sk_buff *skb, struct su_work 
 		w->pkt.mtu = uplink->mtu;
 		return -SU_DROP_TOO_BIG;
 	}
-	if (!su_claim_refresh(live, word, su_track(live, word, &w->pkt, true), su_now_s()))
-		return -SU_DROP_CLAIM_ERROR;
 	err = su_rewrite(skb, &w->pkt, SU_SRC | SU_HOP, &w->flow.local, w->flow.local_port);
-	return err ? err : su_onramp_leave(skb, w, uplink, len);
+	return err ? err : su_onramp_leave(skb, w, uplink, now_ns, len);
 }
 
 /* Destinations that a router never forwards, and what only makes sense between neighbours. */
@@ -90,20 +108,21 @@ static __always_inline bool su_onramp_neighbour(struct __sk_buff *skb, const str
 /* An ICMP error from a client about a packet of one of its flows. */
 static __noinline int su_onramp_error(struct __sk_buff *skb, struct su_work *w, __u64 owner)
 {
+	struct su_origin *o = bpf_map_lookup_elem(&origin, &w->key);
 	__u32 len = skb->len - w->pkt.l2_len;
 	const struct su_uplink *uplink;
 	__u64 word;
 	int err;
 
-	if (!(w->pkt.flags & SU_PKT_QUOTE))
+	if (!(w->pkt.flags & SU_PKT_QUOTE) || !o)
 		return -SU_DROP_ERROR_UNKNOWN;
-	if (!su_origin_claim(w, SU_KIND_PACKET, owner, &word))
+	if (!su_origin_claim(w, o, SU_KIND_PACKET, owner, &word))
 		return -SU_DROP_ERROR_UNKNOWN;
 	uplink = su_uplink_of(&w->flow);
 	if (!uplink)
 		return -SU_DROP_ENCAP;
 	err = su_rewrite_error(skb, &w->pkt, SU_SRC | SU_HOP, &w->flow.local, w->flow.local_port);
-	return err ? err : su_onramp_leave(skb, w, uplink, len);
+	return err ? err : su_onramp_leave(skb, w, uplink, bpf_ktime_get_boot_ns(), len);
 }
 
 /* What is to become of a packet that has no flow. A tc action, SU_TO_CLAIM, or -SU_DROP_x. */
@@ -136,21 +155,41 @@ static __noinline int su_onramp_class(struct __sk_buff *skb, const struct su_pkt
 	return SU_TO_CLAIM;
 }
 
-/* A packet of a flow that has its claim: out with it. A tc action, -SU_DROP_x, or SU_UNKNOWN: it has none. */
-static __noinline int su_onramp_known(struct __sk_buff *skb, struct su_work *w, __u64 owner)
+/*
+ * The outer flow of a packet whose flow has its claim: in w->flow, the claim refreshed. 0, SU_UNKNOWN: it has
+ * none, or -SU_DROP_x. A hint that was checked in this second is believed, unless the packet may change the state.
+ */
+static __noinline int su_onramp_known(struct su_work *w, __u64 owner, __u64 now_ns)
 {
 	const struct su_pkt *p = &w->pkt;
+	__u32 now_s = su_seconds(now_ns);
 	struct su_claim *live;
+	struct su_origin *o;
+	__u32 state;
 	__u64 word;
 
 	su_key_of(&w->key, p, owner >> 32);
 	if ((p->flags & (SU_PKT_PORTS | SU_PKT_FRAG)) != SU_PKT_PORTS || p->ttl <= 1)
 		return SU_UNKNOWN;
-	live = su_origin_claim(w, SU_KIND_PACKET, owner, &word);
-	return live ? su_onramp_send(skb, w, live, word) : SU_UNKNOWN;
+	o = bpf_map_lookup_elem(&origin, &w->key);
+	if (!o)
+		return SU_UNKNOWN;
+	if (!(p->proto == IPPROTO_TCP && p->tcp & (SU_TCP_SYN | SU_TCP_FIN | SU_TCP_RST_BIT)) &&
+	    su_origin_fresh(w, o, (__u32)owner, now_s))
+		return 0;
+	live = su_origin_claim(w, o, SU_KIND_PACKET, owner, &word);
+	if (!live)
+		return SU_UNKNOWN;
+	state = su_track(live, word, p, true);
+	if (!su_claim_refresh(live, word, state, now_s))
+		return -SU_DROP_CLAIM_ERROR;
+	/* In the others each packet of TCP may matter. */
+	if (state != SU_STATE_LINGER && o->owner == (__u32)owner)
+		*(volatile __u32 *)&o->checked_s = now_s;
+	return 0;
 }
 
-/* A packet without: its class, and a claim if it may begin a flow. A tc action, -SU_DROP_x, or SU_CLAIMED. */
+/* A packet without: its class, and a claim if it may begin a flow. A tc action, -SU_DROP_x, SU_CLAIMED or SU_BEGUN. */
 static __noinline int su_onramp_new(struct __sk_buff *skb, struct su_work *w, const struct su_onramp *onramp,
 				    __u64 owner)
 {
@@ -169,10 +208,9 @@ static __noinline int su_onramp_new(struct __sk_buff *skb, struct su_work *w, co
 		return -SU_DROP_NOT_READY;
 	w->policy = onramp->policy;
 	err = su_flow_begin(skb, w, SU_KIND_PACKET, owner);
-	if (!err)
-		return SU_CLAIMED;
-	su_count(SU_COUNT_REFUSED_PACKET);
-	return err;
+	if (err < 0)
+		su_count(SU_COUNT_REFUSED_PACKET);
+	return err ? err : SU_BEGUN;
 }
 
 /*
@@ -182,14 +220,23 @@ static __noinline int su_onramp_new(struct __sk_buff *skb, struct su_work *w, co
 static __always_inline int su_onramp_packet(struct __sk_buff *skb, struct su_work *w, const struct su_onramp *onramp,
 					    __u64 owner)
 {
-	int err = su_onramp_known(skb, w, owner);
+	__u64 now_ns = bpf_ktime_get_boot_ns();
+	int err = su_onramp_known(w, owner, now_ns);
 
 	if (err == SU_UNKNOWN) {
 		err = su_onramp_new(skb, w, onramp, owner);
-		if (err == SU_CLAIMED)
-			err = su_onramp_known(skb, w, owner);
+		if (err == SU_BEGUN) {
+			w->flow = w->want.flow;
+			err = 0;
+		} else if (err == SU_CLAIMED) {
+			err = su_onramp_known(w, owner, now_ns);
+		} else {
+			return err;
+		}
 	}
-	return err == SU_UNKNOWN ? -SU_DROP_CLAIM_ERROR : err;
+	if (err)
+		return err == SU_UNKNOWN ? -SU_DROP_CLAIM_ERROR : err;
+	return su_onramp_send(skb, w, now_ns);
 }
 
 #endif /* SU_ONRAMP_H */

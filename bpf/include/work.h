@@ -28,7 +28,8 @@
 #define SU_TO_CLAIM 100	/* it wants a claim */
 #define SU_PASS 101	/* none of ours: TC_ACT_UNSPEC (which is -1, as -SU_DROP_NO_CLAIM is) */
 #define SU_UNKNOWN 102	/* its flow has no claim */
-#define SU_CLAIMED 103	/* now it has */
+#define SU_CLAIMED 103	/* it had none, and another CPU just made one */
+#define SU_BEGUN 104	/* it had none, and now it has */
 
 enum su_room {
 	SU_ROOM_ONRAMP = 0,
@@ -117,15 +118,12 @@ static __always_inline __u32 su_track(struct su_claim *live, __u64 word, const s
  * Does the inner flow w->key have a claim, of that kind and owner? Then w->flow is its outer flow, *word the
  * claim's word, and the living entry is returned. NULL: none, or what `origin` says no longer holds (counted).
  */
-static __always_inline struct su_claim *su_origin_claim(struct su_work *w, __u32 kind, __u64 owner, __u64 *word)
+static __always_inline struct su_claim *su_origin_claim(struct su_work *w, struct su_origin *o, __u32 kind, __u64 owner,
+						       __u64 *word)
 {
-	struct su_origin *o = bpf_map_lookup_elem(&origin, &w->key);
+	__u32 generation = *(volatile __u32 *)&o->generation;
 	struct su_claim *live;
-	__u32 generation;
 
-	if (!o)
-		return NULL;
-	generation = *(volatile __u32 *)&o->generation;
 	w->flow.local = o->local;
 	w->flow.remote = w->key.remote;
 	w->flow.local_port = o->local_port;
@@ -148,6 +146,36 @@ stale:
 	return NULL;
 }
 
+static __always_inline __u32 su_origin_check(const struct su_origin_key *k)
+{
+	__u32 h = k->onramp ^ k->inner.w[0] ^ k->inner.w[1] ^ k->inner.w[2];
+
+	h = h * 0x9e3779b1u + k->inner.w[3];
+	h = h * 0x9e3779b1u + (k->remote.w[0] ^ k->remote.w[1] ^ k->remote.w[2] ^ k->remote.w[3]);
+	h = h * 0x9e3779b1u + ((__u32)k->inner_port << 16 | k->remote_port);
+	return h * 0x9e3779b1u + k->proto;
+}
+
+/*
+ * What *o says held a moment ago, in this very second: w->flow is the outer flow and `flows` need not be asked.
+ * `owner` is the on-ramp's generation. False: it is to be asked.
+ */
+static __always_inline bool su_origin_fresh(struct su_work *w, const struct su_origin *o, __u32 owner, __u32 now_s)
+{
+	__u32 generation = *(volatile __u32 *)&o->generation;
+
+	if (o->checked_s != now_s || o->owner != owner)
+		return false;
+	w->flow.local = o->local;
+	w->flow.remote = w->key.remote;
+	w->flow.local_port = o->local_port;
+	w->flow.remote_port = w->key.remote_port;
+	*(__u32 *)&w->flow.proto = 0;
+	w->flow.proto = w->key.proto;
+	barrier();
+	return *(volatile __u32 *)&o->generation == generation && o->check == su_origin_check(&w->key);
+}
+
 /* Remember w->want's claim as the way of w->key. 0; -SU_EEXIST: somebody was first; -SU_DROP_TABLE_FULL. */
 static __noinline int su_origin_add(struct su_work *w)
 {
@@ -157,8 +185,10 @@ static __noinline int su_origin_add(struct su_work *w)
 
 	w->origin.local = w->want.flow.local;
 	w->origin.local_port = w->want.flow.local_port;
-	w->origin.pad = 0;
 	w->origin.generation = generation;
+	w->origin.checked_s = su_word_seen(w->want.claim.word);
+	w->origin.owner = (__u32)w->want.claim.owner;
+	w->origin.check = su_origin_check(&w->key);
 	err = bpf_map_update_elem(&origin, &w->key, &w->origin, BPF_NOEXIST);
 	if (err == -SU_EEXIST) {
 		/* A hint that no longer held, or that another CPU just made. Whoever wins its word writes it. */
@@ -180,6 +210,9 @@ static __noinline int su_origin_add(struct su_work *w)
 			return -SU_EEXIST;
 		o->local = w->want.flow.local;
 		o->local_port = w->want.flow.local_port;
+		o->checked_s = w->origin.checked_s;
+		o->owner = w->origin.owner;
+		o->check = w->origin.check;
 		__sync_lock_test_and_set(&o->generation, generation);
 		return 0;
 	}
@@ -187,8 +220,8 @@ static __noinline int su_origin_add(struct su_work *w)
 }
 
 /*
- * Claim an outer flow for the inner flow w->key under w->policy. 0: w->flow and w->claim are it (or what
- * another CPU claimed for the same flow a moment ago). -SU_DROP_SLICE_FULL, NO_SLICE, TABLE_FULL, CLAIM_ERROR.
+ * Claim an outer flow for the inner flow w->key under w->policy. 0: it is w->want.flow. SU_CLAIMED: another CPU
+ * claimed one for the same inner flow a moment ago. -SU_DROP_SLICE_FULL, NO_SLICE, TABLE_FULL, CLAIM_ERROR.
  */
 static __noinline int su_flow_begin(struct __sk_buff *skb, struct su_work *w, __u32 kind, __u64 owner)
 {
@@ -223,7 +256,7 @@ static __noinline int su_flow_begin(struct __sk_buff *skb, struct su_work *w, __
 	err = su_origin_add(w);
 	if (err) {
 		su_claim_release(&w->want.flow, su_word_gen(w->want.claim.word), su_seconds(now_ns));
-		return err == -SU_EEXIST ? 0 : err;
+		return err == -SU_EEXIST ? SU_CLAIMED : err;
 	}
 	su_count(kind == SU_KIND_PACKET ? SU_COUNT_CLAIM_PACKET : SU_COUNT_CLAIM_LOCAL);
 	return 0;

@@ -81,10 +81,7 @@ def map_contents(uplinks: tuple[Uplink, ...] = (Uplink(99, MTU),)) -> dict[str, 
             packed("198.51.100.20"): Address(32, 0, 1).pack(),
             packed("2001:db8::10"): Address(v6, 10, 1).pack(),
         },
-        "owners": {
-            u32(i): Owner(owners.get(i, NONE), 0 if owners.get(i) == ME else NONE).pack()
-            for i in range(total)
-        },
+        "owners": {u32(i): Owner(owners.get(i, NONE), 0 if owners.get(i) == ME else NONE).pack() for i in range(total)},
         "nodes": {
             u32(ME): Node(packed("10.0.1.11"), 1).pack(),
             u32(OTHER): Node(packed("10.0.1.12"), 1).pack(),
@@ -183,9 +180,7 @@ def udp(source_port: int, target_port: int, payload: bytes = b"x" * 20) -> bytes
     return struct.pack("!HHHH", source_port, target_port, 8 + len(payload), 0) + payload
 
 
-def tcp(
-    source_port: int, target_port: int, payload: bytes = b"", *, doff: int = 5, flags: int = 0x10
-) -> bytes:
+def tcp(source_port: int, target_port: int, payload: bytes = b"", *, doff: int = 5, flags: int = 0x10) -> bytes:
     return struct.pack("!HHIIBBHHH", source_port, target_port, 1, 2, doff << 4, flags, 512, 0, 0) + payload
 
 

@@ -12,12 +12,12 @@ from collections import Counter as Tally
 from collections.abc import Iterator
 
 import pytest
-from tests.bpf import steer_support as support
 
 from softunicast.kernel import netns
 from softunicast.kernel.abi import Counter, Drop, Stats, Uplink
 from softunicast.kernel.bpf import BpfObject
 from softunicast.steering.oracle import Decision, Tables, Verdict, steer
+from tests.bpf import steer_support as support
 
 TC_UNSPEC, TC_SHOT, TC_REDIRECT = 0xFFFFFFFF, 2, 7
 XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT = 1, 2, 3, 4
@@ -103,23 +103,17 @@ def test_the_programs_and_the_oracle_agree(
                 same = run.data[12:] == expected.frame[12:]
                 assert same, describe(name, seed, number, frame, expected, run.data.hex())
     after = totals(loaded)
-    print(
-        {f"{verdict} {drop.name} {carried}": count for (verdict, drop, carried), count in sorted(met.items())}
-    )
+    print({f"{verdict} {drop.name} {carried}": count for (verdict, drop, carried), count in sorted(met.items())})
 
     dropped = Tally[Drop]()
     for (_, drop, _), count in met.items():
         dropped[drop] += count
     for drop in Drop:
         if drop is not Drop.NONE:
-            assert after.drops[drop] - before.drops[drop] == dropped[drop], (
-                f"seed {seed}: counted {drop.name}"
-            )
+            assert after.drops[drop] - before.drops[drop] == dropped[drop], f"seed {seed}: counted {drop.name}"
     carried = sum(count for (verdict, _, _), count in met.items() if verdict == "carry")
     assert after.counters[Counter.CARRIED_OUT] - before.counters[Counter.CARRIED_OUT] == carried
-    lacking = {
-        key: met[key] for key, least in MINIMUM.items() if PACKETS >= 2000 and sum_like(met, key) < least
-    }
+    lacking = {key: met[key] for key, least in MINIMUM.items() if PACKETS >= 2000 and sum_like(met, key) < least}
     assert not lacking, f"seed {seed}: too few to say anything: {lacking}"
 
 

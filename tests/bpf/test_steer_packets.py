@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 import pytest
-from tests.bpf import steer_support as support
-from tests.bpf.steer_support import frame, gue, icmp, ip4, ip6, tcp, udp
 
 from softunicast.kernel import netns
 from softunicast.kernel.abi import Counter, Drop, LastDrop, Stats, Uplink
 from softunicast.kernel.bpf import BpfObject
 from softunicast.steering.oracle import checksum
+from tests.bpf import steer_support as support
+from tests.bpf.steer_support import frame, gue, icmp, ip4, ip6, tcp, udp
 
 PASS, CARRY, DROP = "pass", "carry", "drop"
 VERDICTS = {
@@ -54,11 +54,7 @@ class Entry:
             VERDICTS[self.name].get(run.retval, f"unknown {run.retval}"),
             run.data,
             {drop: n - drops[drop] for drop, n in drops_after.items() if n != drops[drop]},
-            {
-                counter: n - counters[counter]
-                for counter, n in counters_after.items()
-                if n != counters[counter]
-            },
+            {counter: n - counters[counter] for counter, n in counters_after.items() if n != counters[counter]},
         )
 
 

@@ -45,6 +45,7 @@ from softunicast.kernel.abi import (
     SliceFlag,
     Stats,
     Uplink,
+    UplinkFlag,
 )
 from softunicast.kernel.abi_util import addr_bytes, prefix_key
 from softunicast.kernel.bpf import BpfObject, attach_tcx, object_path
@@ -177,7 +178,7 @@ class Dataplane:
         self.put("nodes", u32(ME), Node(packed(UNDERLAY), 1).pack())
         self.put("nodes", u32(OTHER), Node(packed("192.0.2.12"), 1).pack())
         self.put("peers", packed("192.0.2.12"), u32(OTHER))
-        self.put("uplinks", u32(0), Uplink(uplink, mtu).pack())
+        self.put("uplinks", u32(0), Uplink(uplink, mtu, UplinkFlag.ONE_HOP).pack())
         self.add_prefix(List.NEVER, "127.0.0.0/8")
         self.add_prefix(List.NEVER, "192.0.2.0/24")
         self.add_prefix(List.INTERNAL, "192.0.2.0/24")

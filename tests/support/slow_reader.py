@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Download slowly until a file appears, then as fast as it goes; say how many bytes came and whether they were right.
 
-    python slow_reader.py ADDRESS BYTES HURRY_FILE
+python slow_reader.py ADDRESS BYTES HURRY_FILE
 """
 
 from __future__ import annotations

@@ -55,9 +55,7 @@ def up(prefix: str, agents: bool) -> None:
     build.check_tools()
     made = Lab(prefix, agents=agents)
     if made.is_up():
-        raise UsageError(
-            f"lab: {prefix!r} is up already; `softunicast lab down{_prefix_argument(prefix)}` first"
-        )
+        raise UsageError(f"lab: {prefix!r} is up already; `softunicast lab down{_prefix_argument(prefix)}` first")
     began_s = time.monotonic()
     made.up()
     click.echo(DRAWING)

@@ -42,17 +42,11 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("--pool", type=NAME, required=True, metavar="NAME", help="The pool whose slices to use.")
-@click.option(
-    "--slice", "place", type=PLACE, metavar="A:FIRST-LAST", help="Stay within this part of one slice."
-)
+@click.option("--slice", "place", type=PLACE, metavar="A:FIRST-LAST", help="Stay within this part of one slice.")
 @node_option
-@click.argument(
-    "command", metavar="-- PROGRAM [ARGUMENTS]...", nargs=-1, required=True, type=click.UNPROCESSED
-)
+@click.argument("command", metavar="-- PROGRAM [ARGUMENTS]...", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
-def run(
-    ctx: click.Context, pool: str, place: Place | None, node: str | None, command: tuple[str, ...]
-) -> None:
+def run(ctx: click.Context, pool: str, place: Place | None, node: str | None, command: tuple[str, ...]) -> None:
     """Run PROGRAM; its sockets, and its children's, leave from slices of a pool.
 
     Exits as PROGRAM does; 127 when there is no such program, 2 when the arguments are wrong.
@@ -61,9 +55,7 @@ def run(
     ctx.exit(run_program(command, pool, part, node))
 
 
-def run_program(
-    command: Sequence[str], pool: str, part: SlicePart | None = None, node: str | None = None
-) -> int:
+def run_program(command: Sequence[str], pool: str, part: SlicePart | None = None, node: str | None = None) -> int:
     """Run a program under a pool's policy and return the status to exit with.
 
     Everything is checked before anything is changed: UsageError when the pool, the slice or the node is not
@@ -73,9 +65,7 @@ def run_program(
         raise UsageError("run: only root may put a program under a policy; use sudo")
     name = nodes.find_node(node)
     if nodes.node_cookie(name) != netns.cookie():
-        raise UsageError(
-            f"run: node {name} lives in another network namespace; enter it first (nsenter --net=...)"
-        )
+        raise UsageError(f"run: node {name} lives in another network namespace; enter it first (nsenter --net=...)")
     policy = policy_of(name, pool, part)
     program = shutil.which(command[0])
     if program is None:

@@ -63,9 +63,7 @@ def resolve(
         raise UsageError(f"pool {pool}: not in the plan of node {node}; {hint}")
     mine = [one for one in held if one.pool == pool]
     if not mine:
-        raise UsageError(
-            f"pool {pool}: node {node} holds no slice of it; `softunicast plan apply` gives it one"
-        )
+        raise UsageError(f"pool {pool}: node {node} holds no slice of it; `softunicast plan apply` gives it one")
     policy = abi.Policy(flags=abi.PolicyFlag.SET, pool=pools[pool])
     if part is None:
         return policy
@@ -96,9 +94,7 @@ class CgroupPolicies:
         try:
             self._maps["cgroups"].update(CGROUP_KEY.pack(cgroup_id), policy.pack())
         except OSError as error:
-            raise KernelError(
-                f"policy of cgroup {cgroup_id}: {error.strerror}", errno=error.errno or 0
-            ) from error
+            raise KernelError(f"policy of cgroup {cgroup_id}: {error.strerror}", errno=error.errno or 0) from error
         try:
             with Program.open_pinned(nodes.program_pin(self._node, "su_recount")) as program:
                 program.test_run()

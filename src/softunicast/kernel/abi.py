@@ -30,6 +30,8 @@ NONE: Final = 0xFFFFFFFF
 WORD_GEN_SHIFT: Final = 40
 WORD_STATE_SHIFT: Final = 32
 CROWD_PORTS: Final = 2048
+HOPS: Final = 16
+HOP_NS: Final = 1000000000
 GUE_PORT: Final = 6080
 GUE_FINAL: Final = 0x0002
 
@@ -81,6 +83,10 @@ class List(IntEnum):
     NEVER = 0
     INTERNAL = 1
     FIRST_FREE = 16
+
+
+class UplinkFlag(IntFlag):
+    ONE_HOP = 1
 
 
 class Drop(IntEnum):
@@ -254,20 +260,32 @@ class OriginKey:
 class Origin:
     """struct su_origin."""
 
-    SIZE: ClassVar[int] = 24
-    _CODEC: ClassVar[struct.Struct] = struct.Struct("=16sH2xI")
+    SIZE: ClassVar[int] = 40
+    _CODEC: ClassVar[struct.Struct] = struct.Struct("=16sH2xIIIII")
 
     local: bytes = NO_ADDRESS
     local_port: int = 0
     generation: int = 0
+    checked_s: int = 0
+    owner: int = 0
+    check: int = 0
+    pad2: int = 0
 
     def pack(self) -> bytes:
-        return self._CODEC.pack(_address(self.local), htons(self.local_port), self.generation)
+        return self._CODEC.pack(
+            _address(self.local),
+            htons(self.local_port),
+            self.generation,
+            self.checked_s,
+            self.owner,
+            self.check,
+            self.pad2,
+        )
 
     @classmethod
     def unpack(cls, data: bytes | bytearray | memoryview) -> Origin:
         v = cls._CODEC.unpack(data)
-        return cls(v[0], ntohs(v[1]), v[2])
+        return cls(v[0], ntohs(v[1]), v[2], v[3], v[4], v[5], v[6])
 
 
 @dataclass(frozen=True, slots=True)
@@ -530,19 +548,41 @@ class Crowd:
 class Uplink:
     """struct su_uplink."""
 
-    SIZE: ClassVar[int] = 8
-    _CODEC: ClassVar[struct.Struct] = struct.Struct("=II")
+    SIZE: ClassVar[int] = 16
+    _CODEC: ClassVar[struct.Struct] = struct.Struct("=III4x")
 
     ifindex: int = 0
     mtu: int = 0
+    flags: int = 0
 
     def pack(self) -> bytes:
-        return self._CODEC.pack(self.ifindex, self.mtu)
+        return self._CODEC.pack(self.ifindex, self.mtu, self.flags)
 
     @classmethod
     def unpack(cls, data: bytes | bytearray | memoryview) -> Uplink:
         v = cls._CODEC.unpack(data)
-        return cls(v[0], v[1])
+        return cls(v[0], v[1], v[2])
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """struct su_hop."""
+
+    SIZE: ClassVar[int] = 32
+    _CODEC: ClassVar[struct.Struct] = struct.Struct("=QII3I4x")
+
+    learned_ns: int = 0
+    ifindex: int = 0
+    wanted: int = 0
+    mac: tuple[int, ...] = (0,) * 3
+
+    def pack(self) -> bytes:
+        return self._CODEC.pack(self.learned_ns, self.ifindex, self.wanted, *self.mac)
+
+    @classmethod
+    def unpack(cls, data: bytes | bytearray | memoryview) -> Hop:
+        v = cls._CODEC.unpack(data)
+        return cls(v[0], v[1], v[2], v[3:6])
 
 
 @dataclass(frozen=True, slots=True)

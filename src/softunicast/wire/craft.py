@@ -17,17 +17,13 @@ from .packet import ECHO_REPLY, ECHO_REPLY6, ECHO_REQUEST, ECHO_REQUEST6, SYN
 Address = str | IPv4Address | IPv6Address
 
 
-def ip(
-    source: Address, destination: Address, proto: int, payload: bytes, *, ttl: int = 64, ident: int = 0
-) -> bytes:
+def ip(source: Address, destination: Address, proto: int, payload: bytes, *, ttl: int = 64, ident: int = 0) -> bytes:
     """An IP packet around a finished transport segment, not to be fragmented."""
     first, last = ip_address(source), ip_address(destination)
     if first.version == 6:
         return struct.pack("!IHBB", 6 << 28, len(payload), proto, ttl) + first.packed + last.packed + payload
     head = (
-        struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), ident, 0x4000, ttl, proto, 0)
-        + first.packed
-        + last.packed
+        struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), ident, 0x4000, ttl, proto, 0) + first.packed + last.packed
     )
     return head[:10] + struct.pack("!H", checksum(head) % 65535) + head[12:] + payload
 
@@ -38,9 +34,7 @@ def _finish(source: Address, destination: Address, proto: int, segment: bytes, a
     return ip(source, destination, proto, whole, ttl=ttl)
 
 
-def udp(
-    source: Address, sport: int, destination: Address, dport: int, payload: bytes = b"", *, ttl: int = 64
-) -> bytes:
+def udp(source: Address, sport: int, destination: Address, dport: int, payload: bytes = b"", *, ttl: int = 64) -> bytes:
     """A UDP datagram in an IP packet."""
     segment = struct.pack("!HHHH", sport, dport, 8 + len(payload), 0) + payload
     return _finish(source, destination, UDP, segment, 6, ttl)
@@ -85,9 +79,7 @@ def icmp_error(
     return _finish(source, destination, proto, struct.pack("!BBHI", kind, code, 0, rest) + quoted, 2, ttl)
 
 
-def carried(
-    source: Address, sport: int, destination: Address, dport: int, inner: bytes, *, flags: int = 0
-) -> bytes:
+def carried(source: Address, sport: int, destination: Address, dport: int, inner: bytes, *, flags: int = 0) -> bytes:
     """`inner` in GUE, as nodes carry packets to each other: without a UDP checksum (RFC 6935 section 5)."""
     payload = Gue(41 if inner[0] >> 4 == 6 else 4, flags).pack() + inner
     return ip(source, destination, UDP, struct.pack("!HHHH", sport, dport, 8 + len(payload), 0) + payload)

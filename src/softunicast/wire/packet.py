@@ -136,9 +136,7 @@ def parse(data: bytes, *, quoted: bool = False) -> Packet:
 def _parse4(data: bytes, quoted: bool) -> Packet:
     if len(data) < 20:
         raise Malformed(f"an IPv4 header of {len(data)} bytes")
-    first, _, length, ident, fragment, ttl, proto, _, source, destination = struct.unpack_from(
-        "!BBHHHBBH4s4s", data
-    )
+    first, _, length, ident, fragment, ttl, proto, _, source, destination = struct.unpack_from("!BBHHHBBH4s4s", data)
     transport = (first & 15) * 4
     if transport < 20 or length < transport or (not quoted and length > len(data)) or len(data) < transport:
         raise Malformed(f"IPv4 header length {transport}, total length {length}, {len(data)} bytes here")
@@ -170,9 +168,7 @@ def _parse6(data: bytes, quoted: bool) -> Packet:
         proto = following
         if offset:
             break
-    head = Packet(
-        6, IPv6Address(source), IPv6Address(destination), proto, ttl, length, transport, ident, offset, more
-    )
+    head = Packet(6, IPv6Address(source), IPv6Address(destination), proto, ttl, length, transport, ident, offset, more)
     return _transport(head, data, quoted)
 
 
