@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What socket(), connect() and close() cost: in a slice at several uses, and plain.
 
-    node --u0/w0-- world, which accepts and resets on every address of 203.0.113.0/24
+    node --u0/w0-- world, which accepts and closes on every address of 203.0.113.0/24
 
 `plain` and `kernel` (its own port range, IP_LOCAL_PORT_RANGE) have a node of their own, without any program of ours.
 For each use there are targets of their own towards which that part of the slice is claimed by forwarded flows, so that
@@ -11,6 +11,7 @@ removed after each round.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from bench import plane, tools
 from bench.tools import Helpers, run
 from softunicast.kernel import cgroup, netns
 from softunicast.kernel.bpf import AttachType, BpfObject, attach_cgroup, attach_tcx, object_path
+from softunicast.kernel.libbpf import check, libbpf
 
 PORT: Final = 443
 TARGETS: Final = 40
@@ -132,12 +134,27 @@ def clocked(helpers: Helpers, node: str, claim: BpfObject, folder: cgroup.Cgroup
     return {name: (after[name] - ns) / made for name, ns in before.items() if after[name] - ns > 10 * made}
 
 
+def others_hooks() -> int:
+    """Programs of others that run at every connect() on this machine, also at those measured as plain."""
+    flags, count = ctypes.c_uint32(), ctypes.c_uint32()
+    place = os.open(cgroup.root(), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        kind = int(AttachType.CGROUP_INET4_CONNECT)
+        asked = libbpf().bpf_prog_query(place, kind, 0, ctypes.byref(flags), None, ctypes.byref(count))
+        check(asked, "query of the root cgroup's programs")
+    finally:
+        os.close(place)
+    return count.value
+
+
 @dataclass(frozen=True)
 class Dialing:
-    """`dialed` by case, one entry a round; `clocked` by use and hook, nanoseconds of one connection."""
+    """`dialed` by case, one entry a round; `clocked` by use and hook, nanoseconds of one connection; `others`: hooks
+    that other data planes on this machine had at connect() meanwhile."""
 
     dialed: dict[str, list[Dialed]]
     clocked: dict[int, dict[str, float]]
+    others: int
 
 
 def measure(helpers: Helpers, rounds: int) -> Dialing:
@@ -175,4 +192,4 @@ def measure(helpers: Helpers, rounds: int) -> Dialing:
         for use in USES:
             hooks[use] = clocked(helpers, sliced, claim, folder, use)
             forget()
-    return Dialing(results, hooks)
+    return Dialing(results, hooks, others_hooks())

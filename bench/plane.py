@@ -35,6 +35,7 @@ from softunicast.kernel.abi import (
     State,
     Stats,
     Uplink,
+    UplinkFlag,
 )
 from softunicast.kernel.abi_util import Word, addr_bytes, prefix_key
 from softunicast.kernel.bpf import BpfObject, Map
@@ -91,7 +92,7 @@ def fill(maps: Mapping[str, Map], underlay: str, uplink: int, near: str) -> None
     maps["addresses"].update(packed(SLICE), Address(0, 11, 1).pack())
     maps["owners"].update(u32(1), Owner(ME, 0).pack())
     maps["nodes"].update(u32(ME), Node(packed(underlay), 1).pack())
-    maps["uplinks"].update(u32(0), Uplink(uplink, 1600).pack())
+    maps["uplinks"].update(u32(0), Uplink(uplink, 1600, UplinkFlag.ONE_HOP).pack())
     for number, network in (
         (List.NEVER, "127.0.0.0/8"),
         (List.NEVER, near),
