@@ -30,13 +30,6 @@ struct {
 	__type(value, struct su_crowd);
 } crowd_new SEC(".maps");	/* always zero: what a new crowd starts from */
 
-/* The next of a sequence of random words. Without a branch: the verifier walks each iteration of our loops. */
-static __always_inline __u32 su_next(__u32 *rnd)
-{
-	*rnd = *rnd * 1664525u + 1013904223u;
-	return su_mix(*rnd);
-}
-
 /* Lowest set bit of a non-zero word. */
 static __always_inline __u32 su_lowest(__u64 v)
 {
@@ -84,16 +77,18 @@ __noinline __u32 su_free_bit(const struct su_crowd *crowd, __u32 first, __u32 la
 	return SU_CROWD_PORTS;
 }
 
+#define SU_NO_BIT 0xffffu
+
+/* Narrow: it lies on the stack where little is left. */
 struct su_scan {
 	struct su_want *want;
 	struct su_crowd *crowd;
 	__u64 now_ns;
-	__u32 base;		/* port of bit 0 */
-	__u32 first, size;	/* bits to look at */
-	__u32 start;
-	__u32 rnd;
-	__u32 reusable;		/* a bit that a socket may reuse, or SU_NONE */
-	int result;
+	__u16 base;		/* port of bit 0 */
+	__u16 first, size;	/* bits to look at */
+	__u16 start;		/* at random; also what generations are mixed from */
+	__u16 reusable;		/* a bit that a socket may reuse, or SU_NO_BIT */
+	__s16 result;
 };
 
 static long su_scan_one(__u64 i, struct su_scan *s)
@@ -103,8 +98,9 @@ static long su_scan_one(__u64 i, struct su_scan *s)
 	if (bit >= s->size)
 		bit -= s->size;
 	bit += s->first;
-	s->result = su_try(s->want, s->base + bit, s->now_ns, s->rnd, SU_TAKE_EXPIRED);
-	if (s->result == SU_TAKEN_REUSABLE && s->reusable == SU_NONE)
+	s->result = su_try(s->want, s->base + bit, s->now_ns, su_mix(s->start ^ bit << 16 ^ (__u32)s->now_ns),
+			   SU_TAKE_EXPIRED);
+	if (s->result == SU_TAKEN_REUSABLE && s->reusable == SU_NO_BIT)
 		s->reusable = bit;
 	su_crowd_set(s->crowd, bit);
 	return s->result <= 0;
@@ -113,11 +109,11 @@ static long su_scan_one(__u64 i, struct su_scan *s)
 /* Look at every port. 0: claimed; SU_TAKEN: all taken; -SU_DROP_*. */
 static __always_inline int su_scan(struct su_scan *s)
 {
-	s->reusable = SU_NONE;
+	s->reusable = SU_NO_BIT;
 	s->result = SU_TAKEN;
 	bpf_loop(s->size, su_scan_one, s, 0);
-	if (s->result > 0 && s->reusable != SU_NONE)
-		s->result = su_try(s->want, s->base + s->reusable, s->now_ns, s->rnd, SU_TAKE_REUSABLE);
+	if (s->result > 0 && s->reusable != SU_NO_BIT)
+		s->result = su_try(s->want, s->base + s->reusable, s->now_ns, su_mix(s->start), SU_TAKE_REUSABLE);
 	return s->result;
 }
 
@@ -172,7 +168,6 @@ __noinline int su_choose_crowded(struct su_want *w, __u32 base, __u32 range, __u
 		if (err <= 0)
 			return err;
 	}
-	s.rnd = su_next(&rnd);
 	s.want = w;
 	s.crowd = crowd;
 	s.size = last - first + 1;
@@ -331,15 +326,13 @@ static __always_inline int su_choose_once(struct su_want *w, const struct su_pol
 __noinline int su_choose(struct su_want *w, const struct su_policy *policy, __u32 client, __u64 now_ns,
 			 __u32 rnd)
 {
-	__u32 rounds = SU_HAND_ROUNDS;
 	int err = -SU_DROP_TABLE_FULL;
 
 	if (!w || !policy)
 		return -SU_DROP_NO_SLICE;
 	for (int i = 0; i < 2 && err == -SU_DROP_TABLE_FULL; i++) {
-		w->claim.slot = su_hand(su_seconds(now_ns), rounds);
+		w->claim.slot = i ? su_hand_full(su_seconds(now_ns)) : su_hand(su_seconds(now_ns), rnd);
 		err = su_choose_once(w, policy, client, now_ns, rnd);
-		rounds = SU_HAND_ROUNDS_FULL;
 	}
 	return err;
 }
@@ -349,8 +342,7 @@ __noinline int su_claim_exact(struct su_want *w, __u64 now_ns, __u32 rnd)
 {
 	struct su_slice *slice;
 	__u32 index;
-	__u32 rounds = SU_HAND_ROUNDS;
-	int err = -SU_DROP_TABLE_FULL;
+	int err;
 
 	if (!w)
 		return -SU_DROP_NO_SLICE;
@@ -359,10 +351,11 @@ __noinline int su_claim_exact(struct su_want *w, __u64 now_ns, __u32 rnd)
 	if (!slice || (slice->flags & (SU_SLICE_LIVE | SU_SLICE_DRAIN)) != SU_SLICE_LIVE ||
 	    slice->claim_until_ns < now_ns)
 		return -SU_DROP_NO_SLICE;
-	for (int i = 0; i < 2 && err == -SU_DROP_TABLE_FULL; i++) {
-		w->claim.slot = su_hand(su_seconds(now_ns), rounds);
+	w->claim.slot = su_hand(su_seconds(now_ns), rnd);
+	err = su_try(w, bpf_ntohs(w->flow.local_port), now_ns, rnd, SU_TAKE_REUSABLE);
+	if (err == -SU_DROP_TABLE_FULL) {
+		w->claim.slot = su_hand_full(su_seconds(now_ns));
 		err = su_try(w, bpf_ntohs(w->flow.local_port), now_ns, rnd, SU_TAKE_REUSABLE);
-		rounds = SU_HAND_ROUNDS_FULL;
 	}
 	return err > 0 ? -SU_DROP_GUARD_FOREIGN : err;
 }

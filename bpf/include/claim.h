@@ -19,8 +19,8 @@
 #include "word.h"
 
 #define SU_WANT_STOLEN 1	/* su_want.flags, out: the claim was taken over from a socket that ended */
-#define SU_HAND_ROUNDS 8	/* pairs of slots looked at for a free one */
-#define SU_HAND_ROUNDS_FULL 64	/* the same when `flows` is full */
+#define SU_SLOT_PROBES 8	/* slots looked at for a free one, at random */
+#define SU_HAND_ROUNDS_FULL 64	/* pairs of slots looked at for an expired claim when `flows` is full */
 
 /* How su_try may take a port that is not free. */
 #define SU_TAKE_EXPIRED 0
@@ -113,13 +113,24 @@ static __always_inline void su_origin_forget(const struct su_flow *f, const stru
 		bpf_map_delete_elem(&origin, &key);
 }
 
+/* The slot of a claim that ends is free, if it is its own. */
+static __always_inline void su_slot_free(const struct su_flow *f, __u32 slot)
+{
+	struct su_flow *key = bpf_map_lookup_elem(&slots, &slot);
+
+	if (key && key->local_port == f->local_port && key->remote_port == f->remote_port &&
+	    key->proto == f->proto && su_addr_eq(&key->remote, &f->remote) && su_addr_eq(&key->local, &f->local))
+		*(volatile __u8 *)&key->proto = 0;
+}
+
 /* Delete a claim whose word the caller won. */
 static __noinline void su_claim_delete_locked(const struct su_flow *f, const struct su_claim *c)
 {
-	__u32 slice = c->slice;
+	__u32 slice = c->slice, slot = c->slot;
 
 	su_origin_forget(f, c);
 	bpf_map_delete_elem(&flows, f);
+	su_slot_free(f, slot);
 	su_crowd_free(f, slice);
 }
 
@@ -154,34 +165,58 @@ __noinline int su_hand_look(__u32 slot, __u32 now_s)
 	return SU_SLOT_REAPED;
 }
 
-/*
- * Move the hand until it finds a free slot, two slots at least. SU_NONE: none near; the sweep will do.
- * With SU_HAND_ROUNDS_FULL `flows` is full, and a slot that was free all along is no help (there are twice as
- * many slots as claims): the hand goes on until it reaped something.
- */
-__noinline __u32 su_hand(__u32 now_s, __u32 rounds)
+/* Look at the two slots under the hand and move it on. A slot of either (`*found`), SU_SLOT_REAPED first. */
+static __always_inline int su_hand_pair(struct su_control *ctl, __u32 now_s, __u32 *found)
 {
-	__u32 zero = 0, found = SU_NONE, mask = settings.slots - 1;
-	struct su_control *ctl = bpf_map_lookup_elem(&control, &zero);
-	int best = 0, enough = rounds == SU_HAND_ROUNDS_FULL ? SU_SLOT_REAPED : SU_SLOT_FREE;
+	__u32 mask = settings.slots - 1, slot = (__u32)__sync_fetch_and_add(&ctl->hand, 2) & mask;
+	int best = 0, seen;
 
-	if (!ctl)
-		return SU_NONE;
-	for (__u32 i = 0; i < SU_HAND_ROUNDS_FULL; i++) {
-		__u32 slot;
-		int seen;
-
-		if (i >= rounds || best >= enough)
-			break;
-		slot = (__u32)__sync_fetch_and_add(&ctl->hand, 2) & mask;
-		for (int half = 0; half < 2; half++) {
-			seen = su_hand_look(slot, now_s);
-			if (seen > 0 && seen >= best) {
-				best = seen;
-				found = slot;
-			}
-			slot = (slot + 1) & mask;
+	for (int half = 0; half < 2; half++) {
+		seen = su_hand_look(slot, now_s);
+		if (seen > 0 && seen >= best) {
+			best = seen;
+			*found = slot;
 		}
+		slot = (slot + 1) & mask;
+	}
+	return best;
+}
+
+/*
+ * A free slot for a new claim, after the hand has looked at two: one of these, else one found at random, for long-lived
+ * claims stand side by side where the hand put them and would be walked over again and again. Nothing is kept
+ * from another CPU that finds the same one: one of the two claims is then unknown to the hand and left to the sweep,
+ * as is one that finds none (SU_NONE).
+ */
+__noinline __u32 su_hand(__u32 now_s, __u32 rnd)
+{
+	__u32 zero = 0, found = SU_NONE;
+	struct su_control *ctl = bpf_map_lookup_elem(&control, &zero);
+
+	if (!ctl || su_hand_pair(ctl, now_s, &found))
+		return found;
+	for (int i = 0; i < SU_SLOT_PROBES; i++) {
+		__u32 slot = su_next(&rnd) & (settings.slots - 1);
+		struct su_flow *key = bpf_map_lookup_elem(&slots, &slot);
+
+		if (key && !key->proto)
+			return slot;
+	}
+	return SU_NONE;
+}
+
+/*
+ * `flows` is full: the hand goes on until it reaped something. A slot that was free all along is no help, as there
+ * are twice as many slots as claims.
+ */
+__noinline __u32 su_hand_full(__u32 now_s)
+{
+	__u32 zero = 0, found = SU_NONE;
+	struct su_control *ctl = bpf_map_lookup_elem(&control, &zero);
+
+	for (int i = 0; ctl && i < SU_HAND_ROUNDS_FULL; i++) {
+		if (su_hand_pair(ctl, now_s, &found) == SU_SLOT_REAPED)
+			break;
 	}
 	return found;
 }
@@ -216,15 +251,16 @@ static __always_inline int su_insert(struct su_want *w, __u64 now_ns, __u32 rnd)
 	return -SU_DROP_CLAIM_ERROR;
 }
 
-/* w->flow is held: take it over if it expired, or if `take` lets a socket reuse it. */
-static __always_inline int su_take_over(struct su_want *w, __u32 now_s, __u32 take)
+/* w->flow is held by *live: take it over if it expired, or if `take` lets a socket reuse it. */
+static __always_inline int su_take_over(struct su_want *w, struct su_claim *live, __u32 now_s, __u32 take)
 {
-	struct su_claim *live;
-	__u64 word;
+	__u64 word = su_word_read(live);
 	__u8 kind;
 
-	live = su_claim_word(&w->flow, &word);
-	if (!live)
+	if (su_word_state(word) == SU_STATE_LOCKED)
+		return SU_TAKEN;
+	barrier();
+	if (*(volatile __u32 *)&live->check != su_flow_check(&w->flow))
 		return SU_TAKEN;
 	kind = live->kind;
 	if (!su_expired_word(word, kind, w->flow.proto, now_s)) {
@@ -262,13 +298,14 @@ static __always_inline int su_take_over(struct su_want *w, __u32 now_s, __u32 ta
  */
 __noinline int su_try(struct su_want *w, __u32 port, __u64 now_ns, __u32 rnd, __u32 take)
 {
+	struct su_claim *live;
+
 	if (!w)
 		return -SU_DROP_CLAIM_ERROR;
 	w->flags = 0;
 	w->flow.local_port = bpf_htons(port);
-	if (bpf_map_lookup_elem(&flows, &w->flow))
-		return su_take_over(w, su_seconds(now_ns), take);
-	return su_insert(w, now_ns, rnd);
+	live = bpf_map_lookup_elem(&flows, &w->flow);
+	return live ? su_take_over(w, live, su_seconds(now_ns), take) : su_insert(w, now_ns, rnd);
 }
 /* End a claim: delete it if it is still of that generation. 0 or -ENOENT. */
 __noinline int su_claim_release(const struct su_flow *key, __u32 generation, __u32 now_s)

@@ -69,6 +69,13 @@ static __always_inline __u32 su_mix(__u32 h)
 	return h;
 }
 
+/* The next of a sequence of random words. Without a branch: the verifier walks each iteration of our loops. */
+static __always_inline __u32 su_next(__u32 *rnd)
+{
+	*rnd = *rnd * 1664525u + 1013904223u;
+	return su_mix(*rnd);
+}
+
 static __always_inline __u32 su_flow_check(const struct su_flow *f)
 {
 	__u32 h = f->local.w[0] ^ f->local.w[1] ^ f->local.w[2] ^ f->local.w[3];
