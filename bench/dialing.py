@@ -24,6 +24,7 @@ from typing import Final
 from bench import plane, tools
 from bench.tools import Helpers, run
 from softunicast.kernel import cgroup, netns
+from softunicast.kernel.abi import Claim, Flow, ReleaseArgs
 from softunicast.kernel.bpf import AttachType, BpfObject, attach_cgroup, attach_tcx, object_path
 from softunicast.kernel.libbpf import check, libbpf
 
@@ -172,8 +173,12 @@ def measure(helpers: Helpers, rounds: int) -> Dialing:
         prepared = set(claim.maps["flows"].keys())
 
         def forget() -> None:
-            for key in set(claim.maps["flows"].keys()) - prepared:
-                claim.maps["flows"].delete(key)
+            """End what the measured sockets left, as its owner would: the destination's bitmap learns of it."""
+            for key, value in list(claim.maps["flows"].items()):
+                if key not in prepared:
+                    held = Claim.unpack(value)
+                    asked = ReleaseArgs(Flow.unpack(key), held.word, held.owner).pack()
+                    claim.programs["su_release"].test_run(ctx=asked)
 
         for number in range(rounds):
             for case in CASES[number % len(CASES) :] + CASES[: number % len(CASES)]:

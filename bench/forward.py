@@ -173,14 +173,12 @@ def measure_crowded(helpers: Helpers, rounds: int) -> Rounds:
         for _ in range(rounds):
             for found in paths:
                 with fresh(found) as loaded:
-                    slot = 0
                     for number, level in enumerate(levels):
                         first = TARGETS + 256 * (number % 4)
                         if loaded is not None:
-                            hosts = [first + i for i in range(CROWDED_TARGETS)]
-                            slot = plane.use_up(loaded.maps, plane.UDP, hosts, 7, level, slot)
+                            hold(found, first, (plane.LAST - plane.UDP_FIRST + 1) * level // 100)
                         elif found.way == "nft":
-                            hold(found, first, 2048 * level // 100)
+                            hold(found, first, (plane.LAST - plane.FIRST + 1) * level // 100)
                         count = CROWDED_TARGETS * CROWDED_NEW
                         found.send(64, 1, 1, TARGETS + 1023, source=8)
                         results[str(level)][found.way].append(found.send(count, CROWDED_TARGETS, CROWDED_NEW, first))
@@ -188,14 +186,14 @@ def measure_crowded(helpers: Helpers, rounds: int) -> Rounds:
 
 
 def hold(found: Path3, first: IPv4Address, ports: int) -> None:
-    """Let conntrack hold so many ports towards each crowded target: what was lost on the way is sent again."""
+    """Have so many ports held towards each crowded target, by flows: what was lost on the way is sent again."""
     missing = CROWDED_TARGETS * ports
     for source in range(20, 60):
         if missing < CROWDED_TARGETS:
             return
         more = missing // CROWDED_TARGETS
         missing -= found.send(CROWDED_TARGETS * more, CROWDED_TARGETS, more, first, source).arrived
-    print(f"bench: nftables would not hold {ports} ports: {missing} flows short", file=sys.stderr)
+    print(f"bench: {found.way} would not hold {ports} ports: {missing} flows short", file=sys.stderr)
 
 
 def profile(helpers: Helpers) -> dict[str, dict[str, float]]:

@@ -19,6 +19,8 @@ from softunicast.kernel.abi import (
     Address,
     Claim,
     Control,
+    Crowd,
+    CrowdKey,
     Flow,
     Kind,
     List,
@@ -123,7 +125,9 @@ def flow_check(key: bytes) -> int:
 def use_up(
     maps: Mapping[str, Map], proto: int, targets: Iterable[IPv4Address], port: int, percent: int, slot: int
 ) -> int:
-    """Claim `percent` of the slice's ports towards each target, by a forwarded flow that is alive. Next free slot."""
+    """Claim `percent` of the slice's ports towards each target, as forwarded flows that are alive would: with slots
+    and, as the destination has long been crowded, its bitmap. Next free slot.
+    """
     first = UDP_FIRST if proto == UDP else FIRST
     ports = list(range(first, LAST + 1))
     chosen = random.Random(percent)
@@ -132,6 +136,7 @@ def use_up(
     flows, slots, local = maps["flows"], maps["slots"], packed(SLICE)
     for target in targets:
         remote = packed(target)
+        words = [0] * 32
         for taken in chosen.sample(ports, len(ports) * percent // 100):
             key = Flow(local, remote, taken, port, proto).pack()
             claim = Claim(
@@ -147,6 +152,9 @@ def use_up(
             flows.update(key, claim.pack())
             slots.update(u32(slot), key)
             slot += 1
+            words[(taken - FIRST) // 64] |= 1 << (taken - FIRST) % 64
+        if percent:
+            maps["crowds"].update(CrowdKey(remote, 0, port, proto).pack(), Crowd(taken=tuple(words)).pack())
     return slot
 
 
