@@ -150,7 +150,7 @@ def use_up(
                 born_s=now_s,
             )
             flows.update(key, claim.pack())
-            slots.update(u32(slot), key)
+            slots.update(u32(slot), key + u32(now_s + 60))
             slot += 1
             words[(taken - FIRST) // 64] |= 1 << (taken - FIRST) % 64
         if percent:

@@ -8,6 +8,7 @@
 #include "abi.h"
 
 struct su_flow flow;
+struct su_slot slot;
 enum su_kind kind;
 enum su_state state;
 enum su_tcp_seen tcp_seen;

@@ -38,6 +38,13 @@ struct su_flow {
 };
 _Static_assert(sizeof(struct su_flow) == 40, "su_flow");
 
+/* Value of `slots` (array): the key of a claim, proto 0: free. The clock hand need not look at the claim before look_s. */
+struct su_slot {
+	struct su_flow flow;
+	__u32 look_s;		/* boot clock */
+};
+_Static_assert(sizeof(struct su_slot) == 44, "su_slot");
+
 /* Who holds a flow. */
 enum su_kind {
 	SU_KIND_NONE = 0,

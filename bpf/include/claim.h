@@ -19,6 +19,7 @@
 #include "word.h"
 
 #define SU_WANT_STOLEN 1	/* su_want.flags, out: the claim was taken over from a socket that ended */
+#define SU_LOOK_S 60		/* the hand looks at a claim this often at least */
 #define SU_SLOT_PROBES 8	/* slots looked at for a free one, at random */
 #define SU_HAND_ROUNDS_FULL 64	/* pairs of slots looked at for an expired claim when `flows` is full */
 
@@ -116,11 +117,10 @@ static __always_inline void su_origin_forget(const struct su_flow *f, const stru
 /* The slot of a claim that ends is free, if it is its own. */
 static __always_inline void su_slot_free(const struct su_flow *f, __u32 slot)
 {
-	struct su_flow *key = bpf_map_lookup_elem(&slots, &slot);
+	struct su_slot *at = bpf_map_lookup_elem(&slots, &slot);
 
-	if (key && key->local_port == f->local_port && key->remote_port == f->remote_port &&
-	    key->proto == f->proto && su_addr_eq(&key->remote, &f->remote) && su_addr_eq(&key->local, &f->local))
-		*(volatile __u8 *)&key->proto = 0;
+	if (at && su_flow_eq(&at->flow, f))
+		*(volatile __u8 *)&at->flow.proto = 0;
 }
 
 /* Delete a claim whose word the caller won. */
@@ -134,45 +134,59 @@ static __noinline void su_claim_delete_locked(const struct su_flow *f, const str
 	su_crowd_free(f, slice);
 }
 
+/* A claim that lives so much longer if nothing happens is looked at then; its state may change, so within a minute. */
+static __always_inline __u32 su_look_after_s(__u32 lifetime)
+{
+	return lifetime < SU_LOOK_S ? lifetime : SU_LOOK_S;
+}
+
 /*
- * Look at one slot. SU_SLOT_FREE: it is free for a new claim; SU_SLOT_REAPED: the same, and what stood there
+ * Look at one slot (`early`: also before its claim can have expired). SU_SLOT_FREE: it is free for a new claim; SU_SLOT_REAPED: the same, and what stood there
  * expired and was removed; 0: a living claim's; negative: no such slot.
  */
 #define SU_SLOT_FREE 1
 #define SU_SLOT_REAPED 2
 
-__noinline int su_hand_look(__u32 slot, __u32 now_s)
+__noinline int su_hand_look(__u32 slot, __u32 now_s, bool early)
 {
-	struct su_flow *key = bpf_map_lookup_elem(&slots, &slot);
+	struct su_slot *at = bpf_map_lookup_elem(&slots, &slot);
 	struct su_claim *live;
+	__u32 lifetime;
 	__u64 word;
 
-	if (!key)
+	if (!at)
 		return -1;
-	if (!key->proto)
+	if (!at->flow.proto)
 		return SU_SLOT_FREE;
-	live = su_claim_word(key, &word);
+	if (!early && (__s32)(at->look_s - now_s) > 0)
+		return 0;
+	live = su_claim_word(&at->flow, &word);
 	if (!live) {
 		/* Gone; or just being filled or deleted, then it is not ours to take. */
-		return bpf_map_lookup_elem(&flows, key) ? 0 : SU_SLOT_FREE;
+		return bpf_map_lookup_elem(&flows, &at->flow) ? 0 : SU_SLOT_FREE;
 	}
 	if (live->slot != slot)
 		return SU_SLOT_FREE;
-	if (!su_expired_word(word, live->kind, key->proto, now_s) || !su_lock(live, word, now_s))
+	lifetime = su_lifetime_s(live->kind, su_word_state(word), at->flow.proto);
+	if (lifetime == SU_FOREVER || su_idle_s(word, now_s) < lifetime) {
+		at->look_s = now_s + su_look_after_s(lifetime - su_idle_s(word, now_s));
 		return 0;
-	su_claim_delete_locked(key, live);
+	}
+	if (!su_lock(live, word, now_s))
+		return 0;
+	su_claim_delete_locked(&at->flow, live);
 	su_count(SU_COUNT_REAPED);
 	return SU_SLOT_REAPED;
 }
 
 /* Look at the two slots under the hand and move it on. A slot of either (`*found`), SU_SLOT_REAPED first. */
-static __always_inline int su_hand_pair(struct su_control *ctl, __u32 now_s, __u32 *found)
+static __always_inline int su_hand_pair(struct su_control *ctl, __u32 now_s, bool early, __u32 *found)
 {
 	__u32 mask = settings.slots - 1, slot = (__u32)__sync_fetch_and_add(&ctl->hand, 2) & mask;
 	int best = 0, seen;
 
 	for (int half = 0; half < 2; half++) {
-		seen = su_hand_look(slot, now_s);
+		seen = su_hand_look(slot, now_s, early);
 		if (seen > 0 && seen >= best) {
 			best = seen;
 			*found = slot;
@@ -193,13 +207,13 @@ __noinline __u32 su_hand(__u32 now_s, __u32 rnd)
 	__u32 zero = 0, found = SU_NONE;
 	struct su_control *ctl = bpf_map_lookup_elem(&control, &zero);
 
-	if (!ctl || su_hand_pair(ctl, now_s, &found))
+	if (!ctl || su_hand_pair(ctl, now_s, false, &found))
 		return found;
 	for (int i = 0; i < SU_SLOT_PROBES; i++) {
 		__u32 slot = su_next(&rnd) & (settings.slots - 1);
-		struct su_flow *key = bpf_map_lookup_elem(&slots, &slot);
+		struct su_slot *at = bpf_map_lookup_elem(&slots, &slot);
 
-		if (key && !key->proto)
+		if (at && !at->flow.proto)
 			return slot;
 	}
 	return SU_NONE;
@@ -215,7 +229,7 @@ __noinline __u32 su_hand_full(__u32 now_s)
 	struct su_control *ctl = bpf_map_lookup_elem(&control, &zero);
 
 	for (int i = 0; ctl && i < SU_HAND_ROUNDS_FULL; i++) {
-		if (su_hand_pair(ctl, now_s, &found) == SU_SLOT_REAPED)
+		if (su_hand_pair(ctl, now_s, true, &found) == SU_SLOT_REAPED)
 			break;
 	}
 	return found;
@@ -234,9 +248,13 @@ static __always_inline int su_insert(struct su_want *w, __u64 now_ns, __u32 rnd)
 	err = bpf_map_update_elem(&flows, &w->flow, &w->claim, BPF_NOEXIST);
 	if (err == 0) {
 		__u32 slot = w->claim.slot;
+		struct su_slot *at = bpf_map_lookup_elem(&slots, &slot);
 
-		if (slot != SU_NONE)
-			bpf_map_update_elem(&slots, &slot, &w->flow, BPF_ANY);
+		if (at) {
+			at->flow = w->flow;
+			at->look_s = now_s + su_look_after_s(su_lifetime_s(w->claim.kind, SU_STATE_NEW,
+									   w->flow.proto));
+		}
 		return 0;
 	}
 	if (err == -EEXIST) {

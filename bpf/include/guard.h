@@ -89,6 +89,24 @@ static __always_inline const struct su_sock *su_guard_sock(struct __sk_buff *skb
 	return s;
 }
 
+/*
+ * The socket that sends holds the claim of this very flow: `flows` need not be asked, for a socket's claim is nobody
+ * else's before it ends, and its record says so until then.
+ */
+static __always_inline bool su_guard_holds(struct __sk_buff *skb, const struct su_flow *f)
+{
+	struct bpf_sock *sk = skb->sk;
+	struct su_sock *s;
+
+	if (!sk)
+		return false;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk)
+		return false;
+	s = bpf_sk_storage_get(&socks, sk, 0, 0);
+	return s && s->flags & SU_SOCK_CLAIMED && su_flow_eq(&s->flow, f);
+}
+
 /* A local packet whose flow has its claim: rewrite it. A tc action, -SU_DROP_x, or SU_UNKNOWN. */
 static __noinline int su_guard_known(struct __sk_buff *skb, struct su_work *w)
 {
@@ -183,6 +201,10 @@ static __noinline int su_guard_slice(struct __sk_buff *skb, struct su_work *w)
 	err = su_flow_of_out(p, &w->flow);
 	if (err)
 		return err == -SU_DROP_FRAGMENT ? err : -SU_DROP_GUARD_NO_CLAIM;
+	if (su_guard_holds(skb, &w->flow)) {
+		su_count_bh(su_stats_get(), SU_COUNT_GUARD_PASSED, 1);
+		return TC_ACT_OK;
+	}
 	live = su_claim_get(&w->flow, &w->claim);
 	if (!live && p->proto == IPPROTO_UDP) {
 		w->want.flow = w->flow;

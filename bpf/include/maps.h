@@ -32,7 +32,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1 << 18);
 	__type(key, __u32);
-	__type(value, struct su_flow);
+	__type(value, struct su_slot);
 } slots SEC(".maps");
 
 struct {

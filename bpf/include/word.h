@@ -96,6 +96,12 @@ static __always_inline bool su_addr_eq(const struct su_addr *a, const struct su_
 	return a->w[3] == b->w[3] && a->w[2] == b->w[2] && a->w[1] == b->w[1] && a->w[0] == b->w[0];
 }
 
+static __always_inline bool su_flow_eq(const struct su_flow *a, const struct su_flow *b)
+{
+	return a->local_port == b->local_port && a->remote_port == b->remote_port && a->proto == b->proto &&
+	       su_addr_eq(&a->remote, &b->remote) && su_addr_eq(&a->local, &b->local);
+}
+
 /* Seconds without a packet after which a claim is free for anybody; SU_FOREVER: never by time. */
 static __always_inline __u32 su_lifetime_s(__u8 kind, __u32 state, __u8 proto)
 {

@@ -161,7 +161,7 @@ int t_expired(struct test_args *args)
 SEC("syscall")
 int t_reap(struct test_args *args)
 {
-	args->result = su_hand_look(args->state, su_seconds(args->now_ns));
+	args->result = su_hand_look(args->state, su_seconds(args->now_ns), true);
 	return 0;
 }
 

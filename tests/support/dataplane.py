@@ -285,6 +285,7 @@ def place() -> Iterator[Place]:
             run("ip route add 10.8.1.0/24 dev tun0")
             indexes = [if_nametoindex(name) for name in ("up0", "fish0", "tun0")]
         with netns.enter(world):
+            sysctl("ipv4.icmp_ratelimit", 0)  # the kernel would answer six unreachables a peer, then one a second
             run("ip address add 192.0.2.1/24 dev eth0")
             for address in (SERVER, "203.0.113.2"):
                 run(f"ip address add {address}/32 dev lo")

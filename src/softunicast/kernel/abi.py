@@ -187,6 +187,25 @@ class Flow:
 
 
 @dataclass(frozen=True, slots=True)
+class Slot:
+    """struct su_slot."""
+
+    SIZE: ClassVar[int] = 44
+    _CODEC: ClassVar[struct.Struct] = struct.Struct("=40sI")
+
+    flow: Flow = Flow()
+    look_s: int = 0
+
+    def pack(self) -> bytes:
+        return self._CODEC.pack(self.flow.pack(), self.look_s)
+
+    @classmethod
+    def unpack(cls, data: bytes | bytearray | memoryview) -> Slot:
+        v = cls._CODEC.unpack(data)
+        return cls(Flow.unpack(v[0]), v[1])
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """struct su_claim."""
 
