@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-from tools import gen_abi as generator
 
 from softunicast.kernel import abi
+from tools import gen_abi as generator
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = (ROOT / "bpf/include/abi.h").read_text()
