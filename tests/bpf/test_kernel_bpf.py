@@ -300,3 +300,25 @@ def test_bpffs_is_mounted_once() -> None:
     mount_bpffs()
     assert not mount_bpffs()
     assert os.path.ismount("/sys/fs/bpf")
+
+
+def test_many_entries_are_written_at_once_to_every_kind_of_map(sample: Path) -> None:
+    with BpfObject.load(sample, map_sizes={"flows": 70_000}) as loaded:
+        flows = loaded.maps["flows"]
+        entries = {
+            Flow(local_port=port & 0xFFFF, remote_port=port >> 16, proto=6).pack(): Claim(owner=port).pack()
+            for port in range(1, 70_000)
+        }
+        flows.update_many(entries)
+        assert dict(flows.items()) == entries
+        networks = {prefix_key(16, IPv4Network((index << 24, 8))): struct.pack("=I", index) for index in range(1, 40)}
+        loaded.maps["prefixes"].update_many(networks)
+        assert dict(loaded.maps["prefixes"].items()) == networks
+        loaded.maps["numbers"].update_many({struct.pack("=I", n): struct.pack("=Q", n) for n in range(8)})
+        assert [int.from_bytes(value, "little") for _, value in sorted(loaded.maps["numbers"].items())] == list(
+            range(8)
+        )
+        with pytest.raises(ValueError, match="a value is"):
+            flows.update_many({Flow(proto=1).pack(): b"short"})
+        with pytest.raises(OSError, match="Argument list too long"):
+            flows.update_many({Flow(local_port=n, proto=99).pack(): Claim().pack() for n in range(10_000)})

@@ -109,8 +109,7 @@ class Machine:
         """Write entries, then take entries away (an array's are zeroed)."""
         map_ = self.map(name)
         try:
-            for key, value in updates.items():
-                map_.update(key, value)
+            map_.update_many(updates)
             for key in deletions:
                 if map_.type == MapType.ARRAY:
                     map_.update(key, bytes(map_.value_size))

@@ -43,6 +43,7 @@ class Command(IntEnum):
     ITER_CREATE = 33
     LINK_DETACH = 34
     MAP_LOOKUP_BATCH = 24
+    MAP_UPDATE_BATCH = 26
 
 
 class TestRunOptions(ctypes.Structure):

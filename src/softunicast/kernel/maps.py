@@ -18,7 +18,7 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
@@ -32,7 +32,13 @@ ANY: Final = 0
 NOEXIST: Final = 1
 EXIST: Final = 2
 BATCH_ENTRIES: Final = 4096
+UPDATE_ENTRIES: Final = 65536
 NO_BATCH: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP, 524})  # 524: the kernel's ENOTSUPP
+
+
+def _address(data: bytes) -> int:
+    """Where these bytes are; they must stay referenced meanwhile."""
+    return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
 
 
 class MapType(IntEnum):
@@ -206,6 +212,30 @@ class Map:
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """All entries, by LOOKUP_BATCH where the map has it. See the module on what is seen."""
         return self._items()
+
+    def update_many(self, entries: Mapping[bytes, bytes]) -> None:
+        """Write entries, by UPDATE_BATCH where the map has it, in their order.
+
+        ValueError for a key or value of another size, before anything is written. OSError as for update; entries
+        before the one that failed are written then.
+        """
+        for key, value in entries.items():
+            self._check_key(key)
+            if len(value) != self._area:
+                raise ValueError(f"map {self.name}: a value is {self._area} bytes, not {len(value)}")
+        pairs = list(entries.items())
+        for at in range(0, len(pairs), UPDATE_ENTRIES):
+            part = pairs[at : at + UPDATE_ENTRIES]
+            keys = b"".join(key for key, _ in part)
+            values = b"".join(value for _, value in part)
+            attribute = struct.pack("=QQQQIIQQ", 0, 0, _address(keys), _address(values), len(part), self.fd, 0, 0)
+            try:
+                bpf(Command.MAP_UPDATE_BATCH, bytearray(attribute))
+            except OSError as error:
+                if error.errno not in NO_BATCH:
+                    raise
+                for key, value in part:
+                    self.update(key, value)
 
     def __len__(self) -> int:
         """Entries, counted one by one (an array: max_entries)."""
