@@ -15,7 +15,6 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Final
 
 import click
@@ -56,15 +55,23 @@ class Verbs(click.Group):
             formatter.write_dl(list(VERBS.items()))
 
 
-def _version() -> str:
+def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    """--version. importlib.metadata would cost every other start 80 ms, hence only here."""
+    if not wanted or ctx.resilient_parsing:
+        return
+    from importlib import metadata
+
     try:
-        return metadata.version("softunicast")
+        click.echo(f"softunicast, version {metadata.version('softunicast')}")
     except metadata.PackageNotFoundError:
-        return "0 (not installed)"
+        click.echo("softunicast, version 0 (not installed)")
+    ctx.exit()
 
 
 @click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(version=_version(), prog_name="softunicast")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version."
+)
 def cli() -> None:
     """Many servers share the same addresses for their outgoing traffic, by slices of source ports."""
 
