@@ -111,7 +111,16 @@ def test_killed_during_forty_transfers(lab: FleetLab) -> None:
     )
 
     lab.start_agents()
-    wait_until(lambda: not changed(before, lab), 30, "all is as it was before")
+    found = ["not looked yet"]
+
+    def as_before() -> bool:
+        found[:] = changed(before, lab)
+        return not found
+
+    try:
+        wait_until(as_before, 60, "all is as it was before")
+    except AssertionError as error:
+        raise AssertionError(found) from error
 
 
 def test_a_restart_changes_nothing(lab: FleetLab) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 PINS = Path("/sys/fs/bpf/softunicast")
 RUN = Path("/run/softunicast")
 VOLATILE_MAPS = {"flows", "origin", "slots", "crowds", "crowd_new", "stats", "last_drops", "control", "work", "hops"}
-NO_DUMP = {"socks"}
+NO_DUMP = {"socks", "work"}
 VOLATILE_KEYS = {
     "expires",
     "cacheinfo",

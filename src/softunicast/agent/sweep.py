@@ -107,6 +107,15 @@ class Sweeper:
 
 
 def _runs(name: str) -> bool:
-    """Whether the `softunicast run` that made the folder run-<pid> is still there: it may not have moved in yet."""
+    """Whether the `softunicast run` that made the folder run-<pid> is still alive: it may not have moved in yet.
+
+    One that was killed and not yet waited for (a zombie, proc_pid_stat(5)) is not.
+    """
     pid = name.removeprefix("run-")
-    return pid.isdigit() and Path("/proc", pid).exists()
+    if not pid.isdigit():
+        return False
+    try:
+        state = Path("/proc", pid, "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError, IndexError):
+        return False
+    return state not in "ZX"
