@@ -14,6 +14,7 @@
 #include "deliver.h"
 #include "guard.h"
 #include "onramp.h"
+#include "toobig.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
 
@@ -111,6 +112,10 @@ SEC("tc") int su_uplink_in(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	if (!err)
 		err = su_uplink_packet(skb, w);
+	if (err == -SU_DROP_TOO_BIG) {
+		su_exit(err, w, false);
+		return su_toobig(skb, w);
+	}
 	return su_exit(err, w, false);
 }
 

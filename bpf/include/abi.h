@@ -354,7 +354,7 @@ enum su_drop {
 	SU_DROP_TO_FLEET = 22,		/* from inside to an address of the fleet */
 	SU_DROP_NOT_INITIAL = 23,	/* from a client, of no flow, and cannot begin one (TCP without SYN) */
 	SU_DROP_ERROR_UNKNOWN = 24,	/* an ICMP error that quotes no flow of ours */
-	SU_DROP_TOO_BIG = 25,		/* does not fit the tunnel, or a client's packet the uplink (it is told) */
+	SU_DROP_TOO_BIG = 25,		/* does not fit the tunnel, or a client's packet the uplink (its sender is told) */
 	SU_DROP_ENCAP = 26,		/* the kernel refused to add or remove headers */
 	SU_DROP_ONRAMP = 27,		/* the on-ramp is gone or not configured */
 	SU_DROP_HOPS = 28,		/* a client's time to live ran out here (it is told) */

@@ -305,3 +305,22 @@ def test_no_nodes_entry_is_no_owner(b: Bench) -> None:
     b.plane.object.maps["nodes"].update(u32(9), bytes(24))
     assert b.back(udp(SERVER, 53, SLICE, 9055)).verdict == SHOT
     assert b.plane.drops() == {Drop.NO_OWNER: 1}
+
+
+def test_what_does_not_fit_the_tunnel_is_told_to_its_sender(b: Bench) -> None:
+    fits, too_big = (udp(SERVER, 53, SLICE, 9012, b"x" * (1600 - 32 - 28 + more)) for more in (0, 1))
+    assert b.back(fits).verdict == REDIRECT
+    assert b.plane.count(Counter.CARRIED_OUT) == 1
+    ran = b.back(too_big)
+    assert (ran.verdict, ran.mark) == (REDIRECT, MARK)
+    seen = ran.packet
+    assert (str(seen.source), str(seen.destination)) == (SLICE, SERVER)
+    assert (seen.icmp_type, seen.icmp_code) == (3, 4)
+    assert ran.data[14 + 26 : 14 + 28] == (1568).to_bytes(2, "big")
+    assert seen.quoted is not None
+    assert (str(seen.quoted.source), seen.quoted.destination_port) == (SERVER, 9012)
+    assert b.plane.drops() == {Drop.TOO_BIG: 1}
+    # Errors are not answered, and a flood is answered by fifty at once and then one a millisecond.
+    told = sum(b.back(too_big).verdict == REDIRECT for _ in range(2000))
+    assert told < 1000
+    assert b.plane.drops() == {Drop.TOO_BIG: 2001}

@@ -25,10 +25,13 @@ ECHO_PORT = 7
 class FleetLab(Lab):
     """A lab with a pile of destinations of its own: each a web server on 443 and echo on 7 (tcp, udp)."""
 
-    def __init__(self, prefix: str, *, pool: str = "gb", timers: dict[str, int] | None = None) -> None:
+    def __init__(
+        self, prefix: str, *, pool: str = "gb", timers: dict[str, int] | None = None, rack_mtu: int = 1600
+    ) -> None:
         super().__init__(prefix, agents=False)
         self._pool = pool
         self._timers = timers or {}
+        self._rack_mtu = rack_mtu
         self._fresh = iter(FRESH)
 
     def up(self) -> None:
@@ -43,6 +46,8 @@ class FleetLab(Lab):
                 digits = len(rest) - len(rest.lstrip("0123456789"))
                 text = f"{head}{name}: {value}{rest[digits:]}"
             self.plan_path.write_text(text, encoding="utf-8")
+            for node in ("lhr1", "lhr2"):
+                self.node(node).run(["ip", "link", "set", "eth0", "mtu", str(self._rack_mtu)], check=True)
             inet = self.node("inet")
             inet.run(["ip", "-batch", "-"], input="".join(f"addr add {a}/32 dev lo\n" for a in FRESH), check=True)
             web = ",".join(f"{address}:{WEB_PORT}" for address in FRESH)
@@ -93,9 +98,11 @@ class FleetLab(Lab):
 
 
 @contextlib.contextmanager
-def fleet_lab(name: str, *, pool: str = "gb", timers: dict[str, int] | None = None) -> Iterator[FleetLab]:
+def fleet_lab(
+    name: str, *, pool: str = "gb", timers: dict[str, int] | None = None, rack_mtu: int = 1600
+) -> Iterator[FleetLab]:
     """A lab whose name no other test run has; on failure what its parts logged is printed."""
-    lab = FleetLab(f"{name}{os.getpid()}", pool=pool, timers=timers)
+    lab = FleetLab(f"{name}{os.getpid()}", pool=pool, timers=timers, rack_mtu=rack_mtu)
     try:
         with lab:
             yield lab

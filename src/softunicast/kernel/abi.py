@@ -801,7 +801,7 @@ DROP_MEANINGS: Final[Mapping[Drop, str]] = {
     Drop.TO_FLEET: "from inside to an address of the fleet",
     Drop.NOT_INITIAL: "from a client, of no flow, and cannot begin one (TCP without SYN)",
     Drop.ERROR_UNKNOWN: "an ICMP error that quotes no flow of ours",
-    Drop.TOO_BIG: "does not fit the tunnel, or a client's packet the uplink (it is told)",
+    Drop.TOO_BIG: "does not fit the tunnel, or a client's packet the uplink (its sender is told)",
     Drop.ENCAP: "the kernel refused to add or remove headers",
     Drop.ONRAMP: "the on-ramp is gone or not configured",
     Drop.HOPS: "a client's time to live ran out here (it is told)",

@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * toobig.h - an answer that does not fit the tunnel: its sender is told, from the slice's address, how large it may be
+ * (RFC 1191 section 4), so that a path through the wrong node only costs it the bytes of the tunnel's headers.
+ *
+ * The error leaves by the routes of slices' addresses, marked as ours for the guard. A token bucket on each CPU
+ * (1,000 a second, 50 at once, as net.ipv4.icmp_msgs_per_sec and _burst) keeps a flood of large packets from
+ * becoming a flood of errors. IPv6, fragments and packets with options are dropped and counted without an answer.
+ */
+#ifndef SU_TOOBIG_H
+#define SU_TOOBIG_H
+
+#include "icmp.h"
+#include "steer.h"
+
+#define SU_TOOBIG_BURST 50
+#define SU_TOOBIG_NS 1000000	/* nanoseconds a token */
+
+struct su_bucket {
+	__u64 refilled_ns;	/* boot clock */
+	__u64 tokens;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct su_bucket);
+} toobig_bucket SEC(".maps");
+
+/* Take a token. tc programs run with bottom halves off: nobody else is at this CPU's bucket. */
+static __always_inline bool su_toobig_may(__u64 now_ns)
+{
+	__u32 zero = 0;
+	struct su_bucket *b = bpf_map_lookup_elem(&toobig_bucket, &zero);
+	__u64 more;
+
+	if (!b)
+		return false;
+	more = (now_ns - b->refilled_ns) / SU_TOOBIG_NS;
+	if (more) {
+		b->tokens = b->tokens + more > SU_TOOBIG_BURST ? SU_TOOBIG_BURST : b->tokens + more;
+		b->refilled_ns = now_ns;
+	}
+	if (!b->tokens)
+		return false;
+	b->tokens--;
+	return true;
+}
+
+/* w->pkt came in by an uplink and is not to be carried, being too big. A tc action: the error on its way, or nothing. */
+static __noinline int su_toobig(struct __sk_buff *skb, struct su_work *w)
+{
+	const struct su_uplink *uplink = su_uplink_for(skb->ifindex);
+	__u32 ifindex = skb->ifindex;
+
+	if (!uplink || uplink->mtu <= SU_OUTER_LEN || w->pkt.flags & (SU_PKT_IP6 | SU_PKT_OPTIONS | SU_PKT_FRAG | SU_PKT_ERROR))
+		return TC_ACT_SHOT;
+	if (!su_toobig_may(bpf_ktime_get_boot_ns()))
+		return TC_ACT_SHOT;
+	w->pkt.mtu = uplink->mtu - SU_OUTER_LEN;
+	if (su_icmp_error4(skb, &w->pkt, w->pkt.dst.w[3], SU_ICMP_UNREACH, SU_ICMP_FRAG_NEEDED) != TC_ACT_REDIRECT)
+		return TC_ACT_SHOT;
+	su_mark(skb);
+	/* Not back to where it came from (another node may have carried it here), but as all that leaves a slice. */
+	return bpf_redirect_neigh(ifindex, NULL, 0, 0);
+}
+
+#endif /* SU_TOOBIG_H */
