@@ -146,7 +146,8 @@ static __noinline int su_echo_reply(struct __sk_buff *skb, const struct su_pkt *
 	}
 	su_mark(skb);
 	su_count_bh(su_stats_get(), SU_COUNT_ECHO_ANSWERED, 1);
-	return su_answer(skb, p);
+	/* By the routes, as all that leaves a slice: the guard may learn the gateway's address from it. */
+	return bpf_redirect_neigh(skb->ifindex, NULL, 0, 0);
 }
 
 #endif /* SU_ICMP_H */

@@ -219,7 +219,7 @@ def test_ping_to_a_slice_is_answered_where_it_arrives(b: Bench) -> None:
     ran = b.back(echo(SERVER, SLICE, 4711, 3, b"payload", ttl=9))
     assert ran.verdict == REDIRECT
     assert ran.data[14:] == echo(SLICE, SERVER, 4711, 3, b"payload", reply=True)
-    assert (ran.data[:6], ran.mark) == (bytes.fromhex("020000000002"), MARK)
+    assert ran.mark == MARK  # the routes say to whom; the guard lets it go
     assert b.plane.count(Counter.ECHO_ANSWERED) == 1
     assert b.plane.flows() == {}
 
