@@ -130,8 +130,8 @@ static __noinline void su_claim_delete_locked(const struct su_flow *f, const str
 
 	su_origin_forget(f, c);
 	bpf_map_delete_elem(&flows, f);
-	su_slot_free(f, slot);
 	su_crowd_free(f, slice);
+	su_slot_free(f, slot);	/* last: f may be the very key in it */
 }
 
 /* A claim that lives so much longer if nothing happens is looked at then; its state may change, so within a minute. */
@@ -141,8 +141,8 @@ static __always_inline __u32 su_look_after_s(__u32 lifetime)
 }
 
 /*
- * Look at one slot (`early`: also before its claim can have expired). SU_SLOT_FREE: it is free for a new claim; SU_SLOT_REAPED: the same, and what stood there
- * expired and was removed; 0: a living claim's; negative: no such slot.
+ * Look at one slot (`early`: also before its claim can have expired). SU_SLOT_FREE: it is free for a new claim;
+ * SU_SLOT_REAPED: the same, and what stood there expired and was removed; 0: a living claim's; negative: no such slot.
  */
 #define SU_SLOT_FREE 1
 #define SU_SLOT_REAPED 2

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from softunicast.egress.arbiter_oracle import Answer, Ask, Broken, Holder, Key, Phase
-from softunicast.kernel.abi import Claim, Counter, Flow, Origin, OriginKey
+from softunicast.kernel.abi import Claim, Counter, Crowd, Flow, Origin, OriginKey, Slot
 from tests.bpf import arbiter_harness as harness
 from tests.bpf.arbiter_harness import ICMP, ICMPV6, NS, START_NS, TCP, UDP, Arbiter, Args, packed
 
@@ -469,3 +469,27 @@ def test_two_cpus_are_never_given_one_flow(arbiter: Arbiter, ports: int) -> None
     if ports == 64:
         assert sum(out.result for out in results) == 0
     assert arbiter.table() == {}
+
+
+@pytest.mark.parametrize("way", ["reaped", "released"])
+def test_a_port_whose_claim_ends_is_free_in_its_destinations_bitmap(arbiter: Arbiter, way: str) -> None:
+    """Towards a crowded destination: full, then one claim ends, whoever ends it; its bit goes, its slot is free."""
+    made = []
+    for number in range(10_000):
+        answer, out = arbiter.choose(ask(proto=ICMP, remote=OTHER), START_NS, number + 1, 0)
+        if answer is not Answer.CLAIMED:
+            break
+        made.append(out)
+    ((key, value),) = [item for item in arbiter.maps["crowds"].items() if Crowd.unpack(item[1]).refused]
+    before = sum(word.bit_count() for word in Crowd.unpack(value).taken)
+    ended = random.Random(1).choice(made)
+    slot = ended.claim.slot
+    if way == "released":
+        assert arbiter.release(ended.given.key, ended.given.generation, START_NS)
+    else:
+        later = START_NS + arbiter.settings.icmp_s * NS
+        assert arbiter.run("t_reap", Args(state=slot, now_ns=later)).result == 2
+    after = Crowd.unpack(arbiter.maps["crowds"].lookup(key) or b"")
+    assert sum(word.bit_count() for word in after.taken) == before - 1
+    assert (after.full_socket_ns, after.full_packet_ns) == (0, 0)
+    assert Slot.unpack(arbiter.maps["slots"].lookup(slot.to_bytes(4, "little")) or b"").flow.proto == 0
