@@ -67,15 +67,13 @@ static __noinline int su_exit(int err, struct su_work *w, bool out)
 SEC("tc") int su_onramp_in(struct __sk_buff *skb)
 {
 	struct su_work *w = su_work_get(SU_ROOM_ONRAMP);
-	struct su_onramp *onramp = NULL;
-	__u32 ifindex = skb->ifindex, *id;
+	const struct su_onramp *onramp;
 	const struct su_addr *gateway;
+	__u32 id;
 	int err;
 
-	id = bpf_map_lookup_elem(&onramp_devices, &ifindex);
-	if (id)
-		onramp = bpf_map_lookup_elem(&onramps, id);
-	if (!w || !id || !onramp || !(onramp->flags & SU_ONRAMP_SET)) {
+	onramp = su_onramp_of(skb->ifindex, &id);
+	if (!w || !onramp) {
 		su_drop(-SU_DROP_ONRAMP, NULL);
 		return TC_ACT_SHOT;
 	}
@@ -86,7 +84,7 @@ SEC("tc") int su_onramp_in(struct __sk_buff *skb)
 	else
 		err = su_tc_parse(skb, 0, &w->pkt);
 	if (!err)
-		err = su_onramp_packet(skb, w, onramp, su_onramp_owner(*id, onramp));
+		err = su_onramp_packet(skb, w, onramp, su_onramp_owner(id, onramp));
 	if (err >= 0)
 		return err;
 	su_exit(err, w, true);

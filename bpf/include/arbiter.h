@@ -163,7 +163,7 @@ __noinline int su_choose_crowded(struct su_want *w, __u32 base, __u32 range, __u
 
 		if (bit >= SU_CROWD_PORTS)
 			break;
-		err = su_try(w, base + bit, now_ns, su_next(&rnd), SU_TAKE_EXPIRED);
+		err = su_try(w, base + bit, now_ns, su_next(&rnd), SU_TAKE_LIKELY);
 		su_crowd_set(crowd, bit);
 		if (err <= 0)
 			return err;
@@ -217,7 +217,7 @@ __noinline int su_choose_in(struct su_want *w, __u32 slice_index, __u64 now_ns, 
 	chunk = (first + at - slice->first) / SU_CROWD_PORTS;
 	if (!su_crowd_of(&w->flow, slice_index, chunk)) {
 		for (__u32 i = 0; i < SU_PROBES; i++) {
-			err = su_try(w, first + at, now_ns, su_next(&rnd), SU_TAKE_EXPIRED);
+			err = su_try(w, first + at, now_ns, su_next(&rnd), SU_TAKE_LIKELY);
 			if (err <= 0)
 				return err;
 			at = (at + step) % size;

@@ -26,6 +26,7 @@
 /* How su_try may take a port that is not free. */
 #define SU_TAKE_EXPIRED 0
 #define SU_TAKE_REUSABLE 1
+#define SU_TAKE_LIKELY 2	/* SU_TAKE_EXPIRED, of a port that is probably free: insert first, look afterwards */
 
 /* What it answers beside 0 (claimed) and -SU_DROP_x (no use trying on). */
 #define SU_TAKEN 1
@@ -316,14 +317,20 @@ static __always_inline int su_take_over(struct su_want *w, struct su_claim *live
  */
 __noinline int su_try(struct su_want *w, __u32 port, __u64 now_ns, __u32 rnd, __u32 take)
 {
-	struct su_claim *live;
+	struct su_claim *live = NULL;
+	int err = SU_TAKEN;
 
 	if (!w)
 		return -SU_DROP_CLAIM_ERROR;
 	w->flags = 0;
 	w->flow.local_port = bpf_htons(port);
-	live = bpf_map_lookup_elem(&flows, &w->flow);
-	return live ? su_take_over(w, live, su_seconds(now_ns), take) : su_insert(w, now_ns, rnd);
+	if (take != SU_TAKE_LIKELY)
+		live = bpf_map_lookup_elem(&flows, &w->flow);
+	if (!live)
+		err = su_insert(w, now_ns, rnd);
+	if (err == SU_TAKEN && !live)
+		live = bpf_map_lookup_elem(&flows, &w->flow);
+	return live && err == SU_TAKEN ? su_take_over(w, live, su_seconds(now_ns), take) : err;
 }
 /* End a claim: delete it if it is still of that generation. 0 or -ENOENT. */
 __noinline int su_claim_release(const struct su_flow *key, __u32 generation, __u32 now_s)

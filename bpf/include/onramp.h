@@ -15,6 +15,41 @@
 
 #include "refuse.h"
 
+/* Ids that onramp_devices gave, by ifindex: a hint, for the on-ramp itself says which device it is. */
+#define SU_ONRAMP_HINTS 64
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SU_ONRAMP_HINTS);
+	__type(key, __u32);
+	__type(value, __u32);
+} onramp_hints SEC(".maps");
+
+static __always_inline const struct su_onramp *su_onramp_get(__u32 id, __u32 ifindex)
+{
+	struct su_onramp *onramp = bpf_map_lookup_elem(&onramps, &id);
+
+	return onramp && onramp->flags & SU_ONRAMP_SET && onramp->ifindex == ifindex ? onramp : NULL;
+}
+
+/* The on-ramp of a device, and its id; NULL: none is configured. */
+static __always_inline const struct su_onramp *su_onramp_of(__u32 ifindex, __u32 *id)
+{
+	__u32 at = ifindex % SU_ONRAMP_HINTS, *hint = bpf_map_lookup_elem(&onramp_hints, &at), *found;
+	const struct su_onramp *onramp;
+
+	if (!hint)
+		return NULL;
+	*id = *(volatile __u32 *)hint;
+	onramp = su_onramp_get(*id, ifindex);
+	if (onramp)
+		return onramp;
+	found = bpf_map_lookup_elem(&onramp_devices, &ifindex);
+	if (!found)
+		return NULL;
+	*hint = *id = *found;
+	return su_onramp_get(*id, ifindex);
+}
+
 static __always_inline __u64 su_onramp_owner(__u32 id, const struct su_onramp *onramp)
 {
 	return (__u64)id << 32 | onramp->generation;

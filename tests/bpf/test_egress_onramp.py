@@ -9,7 +9,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from softunicast.kernel.abi import Counter, Drop, Flow, Kind, Origin, OriginKey, SliceFlag, State
+from softunicast.kernel.abi import Counter, Drop, Flow, Kind, Onramp, Origin, OriginKey, SliceFlag, State
 from softunicast.kernel.abi_util import addr_ip, word_state
 from softunicast.wire.craft import echo, icmp_error, tcp, udp
 from tests.bpf.egress_bench import OK, REDIRECT, SHOT, Bench, bench
@@ -137,9 +137,14 @@ def test_bypass_list_goes_to_the_stack(b: Bench) -> None:
 
 
 def test_no_onramp(b: Bench) -> None:
+    """Gone, or its id given to another device: a remembered id is worth what the on-ramp itself says."""
+    assert b.out(SYN_OUT).verdict == REDIRECT
     b.plane.object.maps["onramp_devices"].delete(u32(b.fish))
+    b.plane.add_onramp(VETH_ONRAMP, b.fish + 64, l2=True, gateway=GATEWAY)
     assert b.out(SYN_OUT).verdict == SHOT
-    assert b.plane.drops() == {Drop.ONRAMP: 1}
+    b.plane.object.maps["onramps"].update(u32(VETH_ONRAMP), Onramp().pack())
+    assert b.out(SYN_OUT).verdict == SHOT
+    assert b.plane.drops() == {Drop.ONRAMP: 2}
 
 
 def test_not_ready(b: Bench) -> None:

@@ -23,7 +23,19 @@ from typing import Any
 
 PINS = Path("/sys/fs/bpf/softunicast")
 RUN = Path("/run/softunicast")
-VOLATILE_MAPS = {"flows", "origin", "slots", "crowds", "crowd_new", "stats", "last_drops", "control", "work", "hops"}
+VOLATILE_MAPS = {
+    "flows",
+    "origin",
+    "slots",
+    "crowds",
+    "crowd_new",
+    "stats",
+    "last_drops",
+    "control",
+    "work",
+    "hops",
+    "onramp_hints",
+}
 NO_DUMP = {"socks", "work"}
 VOLATILE_KEYS = {
     "expires",
