@@ -35,8 +35,9 @@ VOLATILE_MAPS = {
     "work",
     "hops",
     "onramp_hints",
+    "toobig_bucket",
 }
-NO_DUMP = {"socks", "work"}
+NO_DUMP = {"socks", "work", "hops", "onramp_hints", "toobig_bucket"}
 VOLATILE_KEYS = {
     "expires",
     "cacheinfo",
