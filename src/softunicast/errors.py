@@ -7,8 +7,9 @@
      +-- KernelError            the kernel refused
           +-- ProbeError        the kernel lacks something that is needed
 
-`str(error)` is one clear line that names the object, the place and the next action; the command line
-prints it behind "softunicast: " and exits with `error.exit_status`. Causes are kept with `raise ... from`.
+`str(error)` is one clear line that names the object, the place and the next action (a ProbeError has a line
+for each thing missing); the command line prints it behind "softunicast: " and exits with `error.exit_status`.
+Causes are kept with `raise ... from`.
 """
 
 from __future__ import annotations
@@ -68,4 +69,4 @@ class KernelError(SoftunicastError):
 
 
 class ProbeError(KernelError):
-    """The kernel lacks something that is needed; `message` names it and what to do."""
+    """The kernel lacks something that is needed; `message` has a line for each, which names it and what to do."""

@@ -52,7 +52,11 @@ class FakeMachine:
     def _put(self, **changes: object) -> None:
         self.observed = replace(self.observed, resources=replace(self.observed.resources, **changes))  # type: ignore[arg-type]
 
+    def mount_bpffs(self) -> None:
+        self.observed = replace(self.observed, bpffs=True)
+
     def load_programs(self, build: Build) -> None:
+        assert self.observed.bpffs
         names = {link.program for link in LINKS}
         programs = {name: self.next_program + at for at, name in enumerate(sorted(names))}
         self.next_program += 100
@@ -146,6 +150,13 @@ def test_order_is_the_safety() -> None:
     assert text.index("map owners: set 1 entry") < text.index("map addresses: set 1 entry")
     unreachable = next(at for at, line in enumerate(text) if "unreachable" in line)
     assert unreachable < next(at for at, line in enumerate(text) if "via 10.0.1.1" in line)
+
+
+def test_bpffs_is_mounted_before_anything_is_pinned() -> None:
+    unmounted = replace(EMPTY, bpffs=False)
+    kinds = [type(operation).__name__ for operation in diff(DESIRED, unmounted)]
+    assert kinds[:3] == ["SaveState", "MountBpffs", "LoadPrograms"]
+    assert diff(DESIRED, applied(observed=unmounted)) == []
 
 
 def test_nothing_to_do_when_nothing_changed() -> None:

@@ -3,11 +3,11 @@
 
 The order is the safety. Read it as one sentence:
 
-    remember what was there before (node.json), load programs beside the pinned maps, close the door if hooks
-    were missing, fill the maps, guard every egress device, hide the addresses from conntrack and ARP, lay
-    routes and rules, put the addresses on lo, hook the sockets, adopt the living ones, take in packets from
-    uplinks and on-ramps, take away what is no longer wanted, copy plan and bindings, open the door, write
-    node.json.
+    remember what was there before (node.json), mount bpffs if nobody has, load programs beside the pinned
+    maps, close the door if hooks were missing, fill the maps, guard every egress device, hide the addresses
+    from conntrack and ARP, lay routes and rules, put the addresses on lo, hook the sockets, adopt the living
+    ones, take in packets from uplinks and on-ramps, take away what is no longer wanted, copy plan and
+    bindings, open the door, write node.json.
 
 So nothing can leave a slice's address before the guard looks at it, no fish claims before every living socket
 has its claim, and a run that breaks off anywhere leaves a closed door that the next run opens. When nothing
@@ -54,7 +54,7 @@ class Desired:
 class Observed:
     """What is. `programs` and `link_programs`: kernel ids by pin name; `ready`: control.ready.
 
-    `pins_without_state`: pins of this node exist and node.json does not.
+    `pins_without_state`: pins of this node exist and node.json does not. `bpffs`: it is mounted.
     """
 
     resources: Resources = field(default_factory=Resources)
@@ -63,6 +63,7 @@ class Observed:
     ready: bool = False
     state: NodeState | None = None
     pins_without_state: bool = False
+    bpffs: bool = True
 
 
 def check(desired: Desired, observed: Observed) -> None:
@@ -117,6 +118,8 @@ def diff(desired: Desired, observed: Observed) -> list[op.Operation]:
     sysctls = list(_sysctls(want, observed))
 
     work: list[op.Operation] = []
+    if not observed.bpffs:
+        work.append(op.MountBpffs())
     if load:
         replaces = observed.state.build_hash if observed.state else ""
         work.append(op.LoadPrograms(desired.build, replaces))

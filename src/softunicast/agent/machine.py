@@ -74,10 +74,13 @@ class Machine:
 
     # Programs and maps
 
+    def mount_bpffs(self) -> None:
+        """Mount bpffs where it belongs, unless it is."""
+        mount_bpffs()
+
     def load_programs(self, build: Build) -> None:
         """Load all objects against the pinned maps (made when missing), then pin their programs over the old
         ones."""
-        mount_bpffs()
         # Should somebody have removed the pins, the maps made now are others than those that are open.
         self.maps.close()
         folder = self.pins / "progs"

@@ -23,7 +23,7 @@ from softunicast.agent.machine import CONTROL_KEY, Machine
 from softunicast.agent.resources import Attachment, Hook, Resources
 from softunicast.errors import KernelError
 from softunicast.kernel import abi, cgroup, clsact, links, netns, nft, sysctl
-from softunicast.kernel.bpf import Map, MapType, Program
+from softunicast.kernel.bpf import Map, MapType, Program, bpffs_mounted
 
 ROLES: Final[Mapping[str, tuple[str, Hook]]] = {
     "onramp_in": ("su_onramp_in", Hook.INGRESS),
@@ -104,6 +104,7 @@ def observe(machine: Machine, want: Desired, facts_: Facts, *, maps: bool = True
         ready=_ready(machine),
         state=last,
         pins_without_state=last is None and bool(programs or found),
+        bpffs=bpffs_mounted(),
     )
 
 

@@ -19,6 +19,7 @@ from softunicast.agent.state import NodeState
 class Machine(Protocol):
     """What operations need of the kernel. Every method raises KernelError naming the object it failed on."""
 
+    def mount_bpffs(self) -> None: ...
     def load_programs(self, build: Build) -> None: ...
     def fill_map(self, name: str, updates: Mapping[bytes, bytes], deletions: tuple[bytes, ...]) -> None: ...
     def attach(self, link: Attachment) -> None: ...
@@ -42,6 +43,15 @@ class Operation(Protocol):
     """One change. `str()` is the line that --dry-run prints."""
 
     def apply(self, machine: Machine) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class MountBpffs:
+    def __str__(self) -> str:
+        return "mount bpffs at /sys/fs/bpf"
+
+    def apply(self, machine: Machine) -> None:
+        machine.mount_bpffs()
 
 
 @dataclass(frozen=True, slots=True)

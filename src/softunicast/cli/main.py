@@ -5,8 +5,9 @@ Verbs are found by module: `softunicast VERB` imports `softunicast.cli.VERB` and
 same name in it, so that `softunicast plan` does not pay for what `softunicast lab` imports.
 
 Exit status: 0 done; 1 the kernel or the machine refused; 2 the plan, the bindings or the arguments are wrong
-(then nothing was changed). Errors are one line on stderr, `softunicast: what, where, what to do next`. A verb
-that runs another program (`run`) passes its status on with `ctx.exit(status)`.
+(then nothing was changed). Errors are one line on stderr, `softunicast: what, where, what to do next`; only a
+kernel that lacks several things earns a line for each. A verb that runs another program (`run`) passes its
+status on with `ctx.exit(status)`.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         result = cli.main(args=arguments, prog_name="softunicast", standalone_mode=False)
     except SoftunicastError as error:
-        click.echo(f"softunicast: {error}", err=True)
+        for line in str(error).splitlines():
+            click.echo(f"softunicast: {line}", err=True)
         return error.exit_status
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)

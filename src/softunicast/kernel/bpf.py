@@ -63,6 +63,7 @@ __all__ = [
     "attach_clsact",
     "attach_tcx",
     "attach_xdp",
+    "bpffs_mounted",
     "detach_clsact",
     "mount_bpffs",
     "object_path",
@@ -78,10 +79,15 @@ NO_SIZES: Final[Mapping[str, int]] = MappingProxyType({})
 NO_MAPS: Final[Mapping[str, Map]] = MappingProxyType({})
 
 
+def bpffs_mounted(path: Path = BPFFS) -> bool:
+    """Whether a bpffs is mounted at `path`, in this mount namespace."""
+    mounts = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
+    return any(fields[1] == str(path) and fields[2] == "bpf" for fields in mounts)
+
+
 def mount_bpffs(path: Path = BPFFS) -> bool:
     """Mount bpffs unless it is mounted there. True when it was this call. KernelError when it cannot be."""
-    mounts = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
-    if any(fields[1] == str(path) and fields[2] == "bpf" for fields in mounts):
+    if bpffs_mounted(path):
         return False
     path.mkdir(parents=True, exist_ok=True)
     if libc().mount(b"bpf", os.fsencode(path), b"bpf", 0, None) != 0:

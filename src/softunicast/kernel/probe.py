@@ -107,11 +107,15 @@ def missing(features: Iterable[Feature]) -> list[Feature]:
 
 
 def require(features: Sequence[Feature]) -> None:
-    """ProbeError naming all that is missing, and what to do about the first."""
+    """ProbeError with a line for each thing that is missing: what it is needed for, and what to do about it."""
     absent = missing(features)
     if absent:
-        named = ", ".join(f"{feature.name} (needed for {feature.needed_for})" for feature in absent)
-        raise ProbeError(f"this kernel lacks {named}: {absent[0].remedy}")
+        raise ProbeError(
+            "\n".join(
+                f"this kernel lacks {feature.name} (needed for {feature.needed_for}): {feature.remedy}"
+                for feature in absent
+            )
+        )
 
 
 def version_feature(release: str) -> Feature:
