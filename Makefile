@@ -26,6 +26,7 @@ check: setup ## lint, format, types, rules of dependency
 	@.venv/bin/ruff format --check --quiet .
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports --no-cache
+	@$(PY) tools/gen_abi.py --check
 
 .PHONY: quick
 quick: ## the inner loop: pure tests, no root, seconds
