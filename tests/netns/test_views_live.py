@@ -129,6 +129,7 @@ bindings:
             node=name,
             netns_cookie=netns.cookie(),
             abi_version=ABI_VERSION,
+            settings=egress_tables.settings_bytes(plan, plan.node(name), netns.cookie()).hex(),
             ready=True,
             pools={"gb": 0, "ten": 1},
             nodes={name: 1, "z2": 2},

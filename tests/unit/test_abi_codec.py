@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
+import pickle
 import re
 import struct
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -68,6 +70,30 @@ def test_round_trip(name: str, data: st.DataObject) -> None:
 def test_defaults_are_zeros(name: str) -> None:
     cls = CLASSES[name]
     assert cls().pack() == bytes(cls.SIZE)
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES))
+@settings(max_examples=5)
+@given(data=st.data())
+def test_behaves_as_a_frozen_dataclass(name: str, data: st.DataObject) -> None:
+    cls = CLASSES[name]
+    value = data.draw(values_of(cls))
+    first = dataclasses.fields(cls)[0]
+    own = {field.name: getattr(value, field.name) for field in dataclasses.fields(cls)}
+    assert dataclasses.replace(value) == value == cls(*own.values()) == cls(**own)
+    changed = dataclasses.replace(
+        value, **{first.name: data.draw(values_of(cls).map(lambda v: getattr(v, first.name)))}
+    )
+    assert (changed == value) == (getattr(changed, first.name) == own[first.name])
+    assert value != tuple(own.values())
+    assert eval(repr(value), vars(abi)) == value
+    assert copy.deepcopy(value) == copy.copy(value) == pickle.loads(pickle.dumps(value)) == value
+    with pytest.raises(dataclasses.FrozenInstanceError, match=first.name):
+        setattr(value, first.name, own[first.name])
+    with pytest.raises(dataclasses.FrozenInstanceError, match=first.name):
+        delattr(value, first.name)
+    with pytest.raises(AttributeError):
+        object.__setattr__(value, "unknown", 1)
 
 
 @pytest.mark.parametrize("name", sorted(CLASSES))

@@ -207,6 +207,7 @@ def _remembering(desired: Desired, observed: Observed, work: list[op.Operation])
         desired.state,
         ready=True,
         build_hash=desired.build.hash,
+        settings=desired.build.settings.hex(),
         abi_version=desired.build.abi_version,
         map_sizes=dict(desired.build.map_sizes),
         sysctls_before={path: value for path, value in before.items() if path in want.sysctls},

@@ -14,6 +14,7 @@ Readers: the agent; `softunicast slices|flows|counters|drops|explain|run` for na
 | `format` | of this file; another one is refused |
 | `node`, `netns_cookie` | whose kernel state this is: SO_NETNS_COOKIE of its network namespace |
 | `abi_version`, `build_hash` | of the loaded programs: equal hash, nothing to load; see agent.loader |
+| `settings` | the constants of the loaded programs: struct su_settings in hexadecimal |
 | `bindings_epoch` | of bindings.yaml; the agent refuses an older one |
 | `ready` | the last reconciliation went through |
 | `pools`, `nodes`, `slices`, `onramps`, `uplinks` | names <-> indices used in the maps |
@@ -73,6 +74,7 @@ class NodeState:
     netns_cookie: int
     abi_version: int
     build_hash: str = ""
+    settings: str = ""
     format: int = FORMAT
     bindings_epoch: int = 0
     ready: bool = False

@@ -105,9 +105,9 @@ def live_explanations(asked: Asked, node: str | None) -> dict[str, Explanation]:
         setting = Setting(
             node=at.state.nodes[at.node],
             names=at.names,
-            timers=at.plan.settings.timers,
+            timers=at.settings,
             now_s=at.now_s(),
-            answer_ping=at.plan.settings.answer_ping,
+            answer_ping=bool(at.settings.answer_ping),
         )
         found = explain_packet(at.maps, asked, setting)
         file = nodes.bindings_file(at.node)

@@ -65,7 +65,7 @@ def flows(
     """
     with reading(node) as at:
         wanted = flow_filter(place, proto, remote, kind)
-        views = read_flows(at.maps["flows"], at.names, at.now_s(), at.plan.settings.timers, wanted)
+        views = read_flows(at.maps["flows"], at.names, at.now_s(), at.settings, wanted)
         shown = itertools.islice(views, limit)
         users = {} if kind not in (None, "socket") else socket_users(at)
         if as_json:

@@ -14,10 +14,10 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from rich.console import Console
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.console import Console
 
 BATCH_ROWS = 512
 
@@ -49,7 +49,7 @@ class Table:
         self._widths = [len(title) for title in titles]
         self._stream = stream if stream is not None else sys.stdout
         coloured = self._stream.isatty() and not os.environ.get("NO_COLOR")
-        self._console = Console(file=self._stream, soft_wrap=True, highlight=False) if coloured else None
+        self._console = _console(self._stream) if coloured else None
         self._begun = False
 
     def write(self, rows: Iterable[Row]) -> int:
@@ -75,12 +75,21 @@ class Table:
         if self._console is None:
             self._stream.write("  ".join(parts).rstrip() + "\n")
             return
+        from rich.text import Text
+
         line = Text()
         for place, (text, value) in enumerate(zip(parts, row, strict=True)):
             line.append("  " if place else "")
             line.append(text, style=value.style if isinstance(value, Cell) else "")
         line.rstrip()
         self._console.print(line)
+
+
+def _console(stream: TextIO) -> Console:
+    """Colours. rich takes 40 ms to import, which a script that reads plain text need not wait for."""
+    from rich.console import Console
+
+    return Console(file=stream, soft_wrap=True, highlight=False)
 
 
 def note(text: str, *, stream: TextIO | None = None) -> None:

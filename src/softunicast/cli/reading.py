@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the verbs that only read have in common: which node, its maps, names and timers, and the clock.
 
-Nothing is changed: maps are opened by their pins, names come from the agent's node.json, timers from its copy of
-the plan (the programs' constants are those). A node whose agent is not running reads as well as one whose is.
+Nothing is changed: maps are opened by their pins, names and the programs' constants come from the agent's node.json.
+A node whose agent is not running reads as well as one whose is. Only who asks for the plan pays for reading it.
 """
 
 from __future__ import annotations
@@ -11,24 +11,48 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from softunicast.agent import state
 from softunicast.agent.state import NodeState
 from softunicast.egress.flow_view import Names
 from softunicast.errors import KernelError
-from softunicast.kernel import nodes
+from softunicast.kernel import abi, nodes
 from softunicast.kernel.nodes import NodeMaps
-from softunicast.model.plan import Plan, load_plan
+
+if TYPE_CHECKING:
+    from softunicast.model.plan import Plan
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Reading:
-    """An opened node. `state` and `plan` as the agent last wrote them."""
+    """An opened node; `state` as the agent last wrote it."""
 
     node: str
     maps: NodeMaps
     state: NodeState
-    plan: Plan
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The agent's copy of the plan. KernelError when it is gone."""
+        # What reads a plan takes 0.2 s to import: too much for `flows` and `slices`, which do without.
+        from softunicast.model.plan import load_plan
+
+        file = nodes.plan_file(self.node)
+        try:
+            text = file.read_text(encoding="utf-8")
+        except OSError as error:
+            raise KernelError(f"{file}: {error.strerror}; start the node's agent again") from error
+        return load_plan(text, str(file))
+
+    @cached_property
+    def settings(self) -> abi.Settings:
+        """The constants of the programs that run, timers among them. KernelError while the first start is under way."""
+        raw = bytes.fromhex(self.state.settings)
+        if len(raw) != abi.Settings.SIZE:
+            raise KernelError(f"node {self.node}: its agent has not completed a start yet; see its log")
+        return abi.Settings.unpack(raw)
 
     @property
     def names(self) -> Names:
@@ -59,10 +83,5 @@ def reading(name: str | None) -> Iterator[Reading]:
     held = state.load(nodes.node_file(node))
     if held is None:
         raise KernelError(f"node {node}: {nodes.node_file(node)} went away; was the node just uninstalled?")
-    file = nodes.plan_file(node)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise KernelError(f"{file}: {error.strerror}; start the node's agent again") from error
     with nodes.open_maps(node) as maps:
-        yield Reading(node, maps, held, load_plan(text, str(file)))
+        yield Reading(node, maps, held)

@@ -27,9 +27,7 @@ def slices(node: str | None, as_json: bool) -> None:
     """
     with reading(node) as at:
         maps = at.maps
-        views = read_slices(
-            maps["slices"], maps["flows"], maps["crowds"], at.names, at.now_ns(), at.plan.settings.timers
-        )
+        views = read_slices(maps["slices"], maps["flows"], maps["crowds"], at.names, at.now_ns(), at.settings)
         if as_json:
             write_json({"node": at.node, "slices": [view.as_json() for view in views]})
             return

@@ -22,11 +22,11 @@ import fcntl
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
-from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Self
 
+import softunicast
 from softunicast.errors import KernelError
 from softunicast.kernel.clsact import attach as attach_clsact
 from softunicast.kernel.clsact import detach as detach_clsact
@@ -98,7 +98,7 @@ def mount_bpffs(path: Path = BPFFS) -> bool:
 
 def object_path(name: str) -> Path:
     """Where the package carries NAME.bpf.o. KernelError when it was built without."""
-    path = Path(str(files("softunicast"))) / "bpf" / f"{name}.bpf.o"
+    path = Path(softunicast.__file__).parent / "bpf" / f"{name}.bpf.o"
     if not path.exists():
         raise KernelError(f"{path}: no such BPF object: build it with `make -C bpf`, or install a wheel")
     return path
