@@ -14,7 +14,6 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from ipaddress import ip_interface
 from pathlib import Path
 
 import pytest
@@ -32,8 +31,7 @@ from softunicast.kernel.bpf import (
     attach_xdp,
     detach_clsact,
 )
-from softunicast.kernel.link import DeviceAddress, Netlink
-from tests.support.kernel_place import cgroup, compile_bpf, fork, namespace, open_descriptors, pin_folder
+from tests.support.kernel_place import cgroup, compile_bpf, fork, ip, namespace, open_descriptors, pin_folder
 from tests.support.wait import wait_until
 
 SAMPLE = Path(__file__).parents[1] / "bpf" / "kernel_sample.bpf.c"
@@ -54,19 +52,15 @@ def loaded(sample: Path) -> Iterator[BpfObject]:
 @pytest.fixture
 def ifindex() -> Iterator[int]:
     """a0 of the drawing; the test is inside its namespace."""
-    with namespace() as here, namespace() as there, netns.enter(here), Netlink() as netlink:
-        netlink.add_veth("a0", "b0", str(netns.path_of(there)))
-        device = netlink.device("a0")
-        assert device is not None
-        netlink.add_address(DeviceAddress(device.ifindex, ip_interface("10.9.0.1/24")))
-        netlink.set_device(device.ifindex, up=True)
-        with netns.enter(there), Netlink() as far:
-            peer = far.device("b0")
-            assert peer is not None
-            far.add_address(DeviceAddress(peer.ifindex, ip_interface("10.9.0.2/24")))
-            far.set_device(peer.ifindex, up=True)
+    with namespace() as here, namespace() as there, netns.enter(here):
+        ip("link", "add", "a0", "type", "veth", "peer", "name", "b0", "netns", there)
+        ip("address", "add", "10.9.0.1/24", "dev", "a0")
+        ip("link", "set", "a0", "up")
+        with netns.enter(there):
+            ip("address", "add", "10.9.0.2/24", "dev", "b0")
+            ip("link", "set", "b0", "up")
         send_to("10.9.0.2")
-        yield device.ifindex
+        yield socket.if_nametoindex("a0")
 
 
 def send_to(address: str, port: int = 5000) -> None:
@@ -123,8 +117,7 @@ def test_tcx_goes_ahead_of_what_is_there(loaded: BpfObject, ifindex: int) -> Non
 
 def test_a_link_outlives_its_device_as_an_empty_shell(loaded: BpfObject, ifindex: int) -> None:
     with attach_tcx(loaded.programs["tc_count"], ifindex, egress=False) as link:
-        with Netlink() as netlink:
-            assert netlink.delete_device("a0")
+        ip("link", "delete", "a0")
         assert wait_until(lambda: link.info.ifindex == 0, 5, "the link lost its device")
         link.detach()
         with pytest.raises(KernelError, match="replace the program"):
@@ -207,7 +200,7 @@ def test_links_leave_no_descriptor(loaded: BpfObject, ifindex: int) -> None:
     link.close()
     link.close()
     assert set(open_descriptors()) == set(before)
-    with pytest.raises(ValueError, match="the link is closed"):
+    with pytest.raises(ValueError, match="link is closed"):
         link.detach()
     assert repr(link) == "<Link closed>"
 

@@ -10,16 +10,15 @@ import socket
 import struct
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import ip_interface
 from pathlib import Path
 
 import pytest
 
 from softunicast.errors import KernelError, UsageError
 from softunicast.kernel import netns, nft, sysctl
-from softunicast.kernel.link import DeviceAddress, Netlink
+from softunicast.kernel.netlink import Netlink
 from softunicast.kernel.tun import open_tun
-from tests.support.kernel_place import namespace, open_descriptors, unique
+from tests.support.kernel_place import ip, namespace, open_descriptors, unique
 
 
 def inode() -> int:
@@ -103,10 +102,9 @@ def test_sysctls_that_are_refused_are_named() -> None:
 def test_a_tun_device_gives_bare_packets(tap: bool) -> None:
     with namespace() as name, netns.enter(name), Netlink() as netlink:
         fd = open_tun("fish0", tap=tap)
-        device = netlink.device("fish0")
-        assert device is not None and device.kind == "tun" and bool(device.mac) == tap
-        netlink.add_address(DeviceAddress(device.ifindex, ip_interface("10.8.0.1/24")))
-        netlink.set_device(device.ifindex, up=True)
+        assert netlink.devices()["fish0"].ethernet == tap
+        ip("address", "add", "10.8.0.1/24", "dev", "fish0")
+        ip("link", "set", "fish0", "up")
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sender.sendto(b"hello", ("10.8.0.2", 7))
         while True:
@@ -121,7 +119,7 @@ def test_a_tun_device_gives_bare_packets(tap: bool) -> None:
             open_tun("fish0", tap=tap)
         assert caught.value.errno == errno.EBUSY
         os.close(fd)
-        assert netlink.device("fish0") is None
+        assert "fish0" not in netlink.devices()
 
 
 @pytest.mark.parametrize("name", ["", "a" * 16])

@@ -46,6 +46,11 @@ def namespace() -> Iterator[str]:
         netns.delete(name)
 
 
+def ip(*arguments: str) -> None:
+    """`ip` in the namespace this thread is in."""
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=30)
+
+
 @contextmanager
 def pin_folder() -> Iterator[Path]:
     """A folder in bpffs. What is pinned in it goes with it."""

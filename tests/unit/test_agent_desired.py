@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -10,11 +11,12 @@ import pytest
 from softunicast.agent import desired as module
 from softunicast.agent.desired import Memory, desired
 from softunicast.agent.diff import Desired
-from softunicast.agent.facts import DefaultRoute, Device, Facts
-from softunicast.agent.resources import Hook, NextHop, Route
+from softunicast.agent.facts import Facts
+from softunicast.agent.resources import Hook
 from softunicast.agent.state import NodeState
 from softunicast.errors import UsageError
 from softunicast.kernel import abi
+from softunicast.kernel.routing import DefaultRoute, Device, NextHop, Route
 from softunicast.model.allocator import allocate
 from softunicast.model.binding import Bindings
 from softunicast.model.plan import Plan, load_plan
@@ -182,6 +184,33 @@ def test_memory_makes_tables_once() -> None:
     devices = {**DEVICES, "up0": replace(DEVICES["up0"], mtu=9000)}
     changed = again(replace(FACTS, devices=devices))
     assert changed.resources.tables["uplinks"] != first.resources.tables["uplinks"]
+
+
+def uplinks(facts: Facts) -> dict[int, abi.Uplink]:
+    table = make(facts=facts).resources.tables["uplinks"]
+    return {int.from_bytes(key, sys.byteorder): abi.Uplink.unpack(value) for key, value in table.items()}
+
+
+def test_uplinks_keep_their_places() -> None:
+    assert uplinks(FACTS) == {0: abi.Uplink(2, 1500, abi.UplinkFlag.ONE_HOP)}
+    devices = {name: device for name, device in DEVICES.items() if name != "up0"}
+    second = replace(FACTS, devices={**devices, "up1": Device("up1", 9, 9000)})
+    assert uplinks(second) == {1: abi.Uplink(9, 9000)}
+
+
+@pytest.mark.parametrize(
+    ("hops", "one"),
+    [
+        ([NextHop(2, "10.0.1.1", "up0")], True),
+        ([NextHop(2, "10.0.1.1", "up0"), NextHop(9, "10.0.9.1", "up1")], True),
+        ([NextHop(2, "10.0.1.1", "up0"), NextHop(2, "10.0.1.2", "up0")], False),
+        ([NextHop(2, "", "up0")], False),
+        ([], False),
+    ],
+)
+def test_an_uplink_has_one_hop_when_one_gateway_is_all_it_leads_to(hops: list[NextHop], one: bool) -> None:
+    defaults = (DefaultRoute(4, 1, tuple(hops)), DefaultRoute(6, 1, (NextHop(2, "", "up0"),)))
+    assert uplinks(replace(FACTS, defaults=defaults))[0].flags == (abi.UplinkFlag.ONE_HOP if one else 0)
 
 
 def test_an_unknown_node_is_named() -> None:

@@ -10,9 +10,10 @@ import pytest
 
 from softunicast.agent import operations as op
 from softunicast.agent.diff import Desired, Observed, diff
-from softunicast.agent.resources import Attachment, Build, Hook, NextHop, Notrack, Resources, Route, Rule
+from softunicast.agent.resources import Attachment, Build, Hook, Notrack, Resources
 from softunicast.agent.state import NodeState
 from softunicast.errors import UsageError
+from softunicast.kernel.routing import NextHop, Route, Rule
 
 BUILD = Build("b" * 64, 1, b"settings", {"flows": 1024})
 LINKS = (

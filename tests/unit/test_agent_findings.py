@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from softunicast.agent import notrack
-from softunicast.agent.facts import DefaultRoute, Device, Facts
+from softunicast.agent.facts import Facts
 from softunicast.agent.findings import Subject, find
-from softunicast.agent.resources import NextHop, Notrack
+from softunicast.agent.resources import Notrack
+from softunicast.kernel.routing import DefaultRoute, Device, NextHop
 
 SUBJECT = Subject(("up0",), {"fish": "fish0"}, "10.0.1.11", ("198.51.100.10", "2001:db8::1"), ((9000, 9009),))
 FACTS = Facts(

@@ -25,9 +25,7 @@ IFINDEXES = {"eth0": 2, "wg0": 7, "tun0": 8}
 
 
 def build(node: str = "lhr1") -> egress.Tables:
-    return egress.build_tables(
-        FULL, BINDINGS, node, IFINDEXES, {"vpn": 3, "relay": 4}, mtus={"eth0": 1600}, bare_ip={"wg0", "tun0"}
-    )
+    return egress.build_tables(FULL, BINDINGS, node, IFINDEXES, {"vpn": 3, "relay": 4}, bare_ip={"wg0", "tun0"})
 
 
 def u32(value: int) -> bytes:
@@ -107,7 +105,6 @@ def test_a_device_that_is_not_there_is_zeros() -> None:
     tables = egress.build_tables(FULL, BINDINGS, "lhr1", {}, {})
     assert set(tables["onramps"].values()) == {bytes(abi.Onramp.SIZE)}
     assert tables["onramp_devices"] == {}
-    assert set(tables["uplinks"].values()) == {bytes(abi.Uplink.SIZE)}
 
 
 def test_a_range_that_another_node_holds_is_refused_not_widened() -> None:
@@ -119,12 +116,6 @@ def test_a_range_that_another_node_holds_is_refused_not_widened() -> None:
     policy = abi.Onramp.unpack(tables["onramps"][u32(2)]).policy
     assert policy.flags == abi.PolicyFlag.SET | abi.PolicyFlag.RANGE
     assert policy.slice == abi.NONE
-
-
-def test_uplinks() -> None:
-    found = build()["uplinks"]
-    assert abi.Uplink.unpack(found[u32(0)]) == abi.Uplink(2, 1600)
-    assert abi.Uplink.unpack(found[u32(1)]) == abi.Uplink(0, 0)
 
 
 def lists(node: str = "lhr1") -> dict[int, set[str]]:

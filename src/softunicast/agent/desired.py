@@ -30,11 +30,12 @@ from typing import Final
 from softunicast.agent.diff import Desired
 from softunicast.agent.facts import Facts
 from softunicast.agent.findings import Subject
-from softunicast.agent.resources import Attachment, Build, Hook, Notrack, Resources, Route, Rule
+from softunicast.agent.resources import Attachment, Build, Hook, Notrack, Resources
 from softunicast.agent.slice_indices import keep_slice_indices, slice_text
 from softunicast.agent.state import NodeState, OnrampState, SliceState
 from softunicast.egress import tables as egress_tables
 from softunicast.kernel import abi
+from softunicast.kernel.routing import Route, Rule
 from softunicast.model.binding import Bindings
 from softunicast.model.plan import Node, Onramp, Plan
 from softunicast.steering import tables as steering_tables
@@ -59,15 +60,10 @@ ARRAYS: Final = frozenset({"slices", "pools", "pool_slices", "owners", "nodes", 
 UPLINK_SYSCTLS: Final[Mapping[str, str]] = {"arp_announce": "2", "arp_ignore": "1", "proxy_arp": "0"}
 
 
-def slots(flows: int) -> int:
-    """Entries of `slots` for that many flows: a power of two, at least twice as many."""
-    return 1 << (2 * flows - 1).bit_length()
-
-
 def build(objects_digest: str, plan: Plan, node: Node, netns_cookie: int) -> Build:
     """What to load; its hash covers the object files, the settings and the sizes of the maps."""
     flows = plan.settings.flows
-    sizes = {"flows": flows, "origin": flows, "slots": slots(flows)}
+    sizes = {"flows": flows, "origin": flows, "slots": egress_tables.slots(flows)}
     packed = egress_tables.settings_bytes(plan, node, netns_cookie)
     text = json.dumps([objects_digest, packed.hex(), sizes], sort_keys=True)
     return Build(hashlib.sha256(text.encode()).hexdigest(), abi.ABI_VERSION, packed, sizes)

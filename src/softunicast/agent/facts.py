@@ -6,37 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
-from softunicast.agent.resources import NextHop
-
-ARPHRD_ETHER: Final = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """A network device of this namespace. `arphrd`: /sys/class/net/*/type; `mtu` in bytes without link
-    header."""
-
-    name: str
-    ifindex: int
-    mtu: int
-    arphrd: int = ARPHRD_ETHER
-    addresses: tuple[str, ...] = ()
-
-    @property
-    def ethernet(self) -> bool:
-        """Frames have an Ethernet header; otherwise (tun, WireGuard) they begin with IP."""
-        return self.arphrd == ARPHRD_ETHER
-
-
-@dataclass(frozen=True, slots=True)
-class DefaultRoute:
-    """A default route of the main table."""
-
-    version: int
-    metric: int
-    hops: tuple[NextHop, ...]
+from softunicast.kernel.routing import DefaultRoute, Device
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,12 +24,13 @@ from typing import Final
 
 from softunicast.agent import notrack as notrack_table
 from softunicast.agent.desired import CGROUP_HOOKS
-from softunicast.agent.netlink import Netlink
-from softunicast.agent.resources import Attachment, Build, Hook, Notrack, Route, Rule
+from softunicast.agent.resources import Attachment, Build, Hook, Notrack
 from softunicast.agent.state import NodeState, write_atomically
 from softunicast.errors import KernelError
 from softunicast.kernel import abi, cgroup, clsact, links, nodes, sysctl
 from softunicast.kernel.bpf import BpfObject, Map, MapType, Program, mount_bpffs, object_path
+from softunicast.kernel.netlink import Netlink
+from softunicast.kernel.routing import Route, Rule
 
 OBJECTS: Final = ("claim", "egress")
 CONTROL_KEY: Final = bytes(4)

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from softunicast.agent.resources import Attachment, Build, Notrack, Route, Rule
+from softunicast.agent.resources import Attachment, Build, Notrack
 from softunicast.agent.state import NodeState
+from softunicast.kernel.routing import Route, Rule
 
 
 class Machine(Protocol):

@@ -23,10 +23,11 @@ from softunicast.agent import notrack
 from softunicast.agent.machine import Machine
 from softunicast.agent.observed import read_sysctls
 from softunicast.agent.reconcile import namespace_of
-from softunicast.agent.resources import NFT_TABLE, Hook, Rule
+from softunicast.agent.resources import NFT_TABLE, Hook
 from softunicast.agent.state import NodeState, load
 from softunicast.errors import KernelError, SoftunicastError
 from softunicast.kernel import cgroup, clsact, netns, nft, nodes
+from softunicast.kernel.routing import Rule
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@
     onramps        id -> su_onramp         by sorted name, from 1; all zero while the device is not there
     onramp_devices ifindex -> id
     prefixes       su_prefix -> 1          lists: NEVER, INTERNAL, then each distinct list of sources or bypass
-    uplinks        place -> su_uplink      in the plan's order; ifindex 0 while the device is not there
 
 Keys and values are as bpf/include/abi.h has them; the maps themselves are in bpf/include/maps.h. IPv4 lives in
 IPv6's ::ffff:0:0/96 there, so an IPv6 prefix that is wider than that is written without it: ::/0 is all IPv6,
@@ -34,7 +33,6 @@ FOREVER_NS: Final = (1 << 64) - 1
 """Leases do not end where a file says who holds what."""
 WILDCARD_PORTS: Final = 64
 """Slices smaller than this have no UDP ports for wildcard claims."""
-DEFAULT_MTU: Final = 1500
 
 LOOPBACK: Final[tuple[IPNetwork, ...]] = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
 LINK_LOCAL: Final[tuple[IPNetwork, ...]] = (IPv4Network("169.254.0.0/16"), IPv6Network("fe80::/10"))
@@ -102,20 +100,18 @@ def build_tables(
     ifindexes: Mapping[str, int],
     generations: Mapping[str, int],
     *,
-    mtus: Mapping[str, int] | None = None,
     bare_ip: Collection[str] = (),
 ) -> Tables:
     """All of the tables above, by map name. `bindings` must be the plan's (check_bindings).
 
-    `ifindexes` and `mtus` by device name (those that exist); `generations` by on-ramp name; `bare_ip` names the
-    devices without Ethernet headers (TUN). UsageError: no such node.
+    `ifindexes` by device name (those that exist); `generations` by on-ramp name; `bare_ip` names the devices
+    without Ethernet headers (TUN). UsageError: no such node.
     """
     node = plan.node(node_name)
     names = table_names(plan, bindings, node_name)
     tables: Tables = {
         "slices": {_U32.pack(at): _slice(plan, binding) for at, binding in enumerate(names.slices)},
         "prefixes": dict(_prefixes(names.lists)),
-        "uplinks": {_U32.pack(at): _uplink(device, ifindexes, mtus or {}) for at, device in enumerate(node.uplinks)},
         "onramps": {},
         "onramp_devices": {},
     }
@@ -139,8 +135,13 @@ def build_tables(
     return tables
 
 
+def slots(flows: int) -> int:
+    """Entries of `slots` for that many flows: a power of two, at least twice as many."""
+    return 1 << (2 * flows - 1).bit_length()
+
+
 def settings_bytes(plan: Plan, node: Node, netns_cookie: int) -> bytes:
-    """The constants of a node's programs, struct su_settings. `slots` is a power of two, at least twice `flows`."""
+    """The constants of a node's programs, struct su_settings."""
     wanted, timers = plan.settings, plan.settings.timers
     return abi.Settings(
         netns_cookie=netns_cookie,
@@ -149,7 +150,7 @@ def settings_bytes(plan: Plan, node: Node, netns_cookie: int) -> bytes:
         node=plan.node_index(node.name),
         mark=wanted.mark,
         mask=wanted.mark_mask,
-        slots=1 << (2 * wanted.flows - 1).bit_length(),
+        slots=slots(wanted.flows),
         tcp_transitory_s=timers.tcp_transitory_s,
         tcp_established_s=timers.tcp_established_s,
         tcp_linger_s=timers.tcp_linger_s,
@@ -213,11 +214,6 @@ def _policy(plan: Plan, names: TableNames, onramp: Onramp) -> abi.Policy:
         client=0,
         tenant=names.tenants.get(onramp.tenant, 0) if onramp.tenant else 0,
     )
-
-
-def _uplink(device: str, ifindexes: Mapping[str, int], mtus: Mapping[str, int]) -> bytes:
-    ifindex = ifindexes.get(device, 0)
-    return abi.Uplink(ifindex, mtus.get(device, DEFAULT_MTU) if ifindex else 0).pack()
 
 
 def _underlays(plan: Plan) -> list[IPNetwork]:

@@ -20,12 +20,11 @@ import os
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 from softunicast.errors import KernelError
+from softunicast.kernel.descriptor import Descriptor, object_info
 from softunicast.kernel.libbpf import Command, bpf
-from softunicast.kernel.maps import object_info, open_pin, pin_object
 from softunicast.kernel.programs import Program
 
 INFO_SIZE: Final = 64
@@ -78,28 +77,13 @@ class LinkInfo:
     attach_type: int = 0
 
 
-class Link:
+class Link(Descriptor):
     """An attachment, by descriptor. Closing the last descriptor of a link without a pin detaches it."""
 
-    def __init__(self, fd: int) -> None:
-        """Takes the descriptor over."""
-        self._fd = fd
+    KIND = "link"
 
     def __repr__(self) -> str:
         return f"<Link {self.info}>" if self._fd >= 0 else "<Link closed>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def fd(self) -> int:
-        """The descriptor; ValueError after close()."""
-        if self._fd < 0:
-            raise ValueError("the link is closed")
-        return self._fd
 
     @property
     def info(self) -> LinkInfo:
@@ -127,18 +111,6 @@ class Link:
         """The number of the program that runs now."""
         return self.info.program_id
 
-    @classmethod
-    def open_pinned(cls, path: Path) -> Link:
-        """The link pinned at `path`. KernelError when it cannot be opened."""
-        try:
-            return cls(open_pin(path))
-        except OSError as error:
-            raise KernelError(f"link {path}: {error.strerror}", errno=error.errno or 0) from error
-
-    def pin(self, path: Path) -> None:
-        """Pin it. Raises OSError; FileExistsError when something is pinned there."""
-        pin_object(self.fd, path)
-
     def update(self, program: Program) -> None:
         """Run `program` from now on; nothing passes in between. KernelError: the old one stays."""
         try:
@@ -154,12 +126,6 @@ class Link:
         except OSError as error:
             if error.errno not in (errno.ENOLINK, errno.ENODEV):
                 raise KernelError(f"detach {self.info}: {error.strerror}", errno=error.errno or 0) from error
-
-    def close(self) -> None:
-        """Give the descriptor back. More than once is fine."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
 
 
 def create_link(program: Program, target: int, attach_type: int, flags: int, what: str) -> Link:

@@ -16,16 +16,15 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
-from softunicast.errors import KernelError
+from softunicast.kernel.descriptor import Descriptor, kernel_name, object_info
 from softunicast.kernel.libbpf import Command, bpf, check, libbpf
 
 ANY: Final = 0
@@ -80,46 +79,18 @@ class MapInfo:
     name: str
 
 
-def object_info(fd: int, size: int) -> bytes:
-    """`size` bytes of the info structure of a map, program or link. Raises OSError."""
-    area = ctypes.create_string_buffer(size)
-    attribute = struct.pack("=IIQ", fd, size, ctypes.addressof(area))
-    bpf(Command.OBJ_GET_INFO_BY_FD, attribute)
-    return area.raw
-
-
-def kernel_name(field: bytes) -> str:
-    """A zero-terminated name in an info structure."""
-    return field.split(b"\0", 1)[0].decode()
-
-
-def pin_object(fd: int, path: Path) -> None:
-    """Pin at `path` in bpffs, its folder made when missing. Raises OSError, FileExistsError when taken."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    name = ctypes.create_string_buffer(os.fsencode(path))
-    bpf(Command.OBJ_PIN, struct.pack("=QII", ctypes.addressof(name), fd, 0))
-
-
-def open_pin(path: Path) -> int:
-    """A descriptor for what is pinned at `path`. Raises OSError, FileNotFoundError when nothing is."""
-    name = ctypes.create_string_buffer(os.fsencode(path))
-    try:
-        return bpf(Command.OBJ_GET, struct.pack("=QII", ctypes.addressof(name), 0, 0))
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
-
-
-class Map:
+class Map(Descriptor):
     """A map, by descriptor. Closing it does not remove it: pins, programs and other descriptors keep it."""
+
+    KIND = "map"
 
     def __init__(self, fd: int, name: str = "") -> None:
         """Takes the descriptor over. `name` overrides the kernel's, which is cut at 15 characters."""
-        self._fd = fd
         raw = object_info(fd, 80)
         kind, number, key_size, value_size, max_entries, flags = struct.unpack_from("=6I", raw)
         kept = kernel_name(raw[24:40])
+        super().__init__(fd, name or kept)
         self.info = MapInfo(kind, number, key_size, value_size, max_entries, flags, kept)
-        self.name = name or self.info.name
         self.type = self.info.type
         self.id = self.info.id
         self.key_size = self.info.key_size
@@ -131,37 +102,6 @@ class Map:
 
     def __repr__(self) -> str:
         return f"<Map {self.name} id {self.id}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def fd(self) -> int:
-        """The descriptor; ValueError after close()."""
-        if self._fd < 0:
-            raise ValueError(f"map {self.name} is closed")
-        return self._fd
-
-    @classmethod
-    def open_pinned(cls, path: Path) -> Map:
-        """The map pinned at `path`; its name is the file's. KernelError when it cannot be opened."""
-        try:
-            return cls(open_pin(path), path.name)
-        except OSError as error:
-            raise KernelError(f"map {path}: {error.strerror}", errno=error.errno or 0) from error
-
-    def pin(self, path: Path) -> None:
-        """Pin it. Raises OSError; FileExistsError when something is pinned there."""
-        pin_object(self.fd, path)
-
-    def close(self) -> None:
-        """Give the descriptor back. More than once is fine."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
 
     def lookup(self, key: bytes) -> bytes | None:
         """The value, None when there is none. Of a per-CPU map: all copies in a row."""

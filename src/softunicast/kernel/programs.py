@@ -7,16 +7,13 @@ Sources: net/bpf/test_run.c; struct bpf_prog_info in include/uapi/linux/bpf.h.
 from __future__ import annotations
 
 import ctypes
-import os
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
-from softunicast.errors import KernelError
+from softunicast.kernel.descriptor import Descriptor, kernel_name, object_info
 from softunicast.kernel.libbpf import TestRunOptions, check, libbpf
-from softunicast.kernel.maps import kernel_name, object_info, open_pin, pin_object
 
 DATA_ROOM: Final = 4096
 INFO_SIZE: Final = 80
@@ -50,52 +47,22 @@ class TestRun:
     duration_ns: int
 
 
-class Program:
+class Program(Descriptor):
     """A program, by descriptor. Closing it does not unload it: pins, links and other descriptors keep it."""
+
+    KIND = "program"
 
     def __init__(self, fd: int, name: str = "", attach_type: int | None = None, section: str = "") -> None:
         """Takes the descriptor over. `attach_type` and `section` are known only for what was just loaded."""
-        self._fd = fd
         raw = object_info(fd, INFO_SIZE)
+        super().__init__(fd, name or kernel_name(raw[64:80]))
         self.type, self.id = struct.unpack_from("=II", raw)
         self.tag = raw[8:16].hex()
-        self.name = name or kernel_name(raw[64:80])
         self.attach_type = attach_type
         self.section = section
 
     def __repr__(self) -> str:
         return f"<Program {self.name} id {self.id} tag {self.tag}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def fd(self) -> int:
-        """The descriptor; ValueError after close()."""
-        if self._fd < 0:
-            raise ValueError(f"program {self.name} is closed")
-        return self._fd
-
-    @classmethod
-    def open_pinned(cls, path: Path) -> Program:
-        """The program pinned at `path`; its name is the file's. KernelError when it cannot be opened."""
-        try:
-            return cls(open_pin(path), path.name)
-        except OSError as error:
-            raise KernelError(f"program {path}: {error.strerror}", errno=error.errno or 0) from error
-
-    def pin(self, path: Path) -> None:
-        """Pin it. Raises OSError; FileExistsError when something is pinned there."""
-        pin_object(self.fd, path)
-
-    def close(self) -> None:
-        """Give the descriptor back. More than once is fine."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
 
     def test_run(
         self, data: bytes = b"", *, ctx: bytes = b"", repeat: int = 1, data_out_size: int | None = None

@@ -6,7 +6,7 @@ duplicate address detection: a program may bind them, but the kernel never picks
 (net/ipv4/devinet.c inet_select_addr wants ifa_scope <= the destination's; RFC 6724 section 5 rule 3).
 
 Dumps ask for strict checking (NETLINK_GET_STRICT_CHK) so that the kernel filters by table. Only this module
-uses pyroute2 in the agent; the library has no type hints, hence the Any at its edge.
+uses pyroute2; the library has no type hints, hence the Any at its edge.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from typing import Any, Final
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from softunicast.agent.facts import DefaultRoute, Device
-from softunicast.agent.resources import TABLE, NextHop, Route, Rule
 from softunicast.errors import KernelError
+from softunicast.kernel.routing import TABLE, DefaultRoute, Device, NextHop, Route, Rule
 
 _MAIN: Final = 254
 _SCOPE_HOST: Final = 254
