@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import dialing, forward, report, steering, tools
+from bench import carried, dialing, forward, report, steering, tools
 from softunicast.errors import SoftunicastError
 
 
@@ -40,11 +40,13 @@ def main() -> int:
             dialed = dialing.measure(helpers, arguments.rounds)
             say("steering")
             steered = steering.measure(helpers, arguments.rounds)
+            say("streams through the wrong site")
+            streams = carried.measure(arguments.rounds)
     except (OSError, RuntimeError, SoftunicastError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     seconds = time.monotonic() - started
-    results = report.Results(arguments.rounds, seconds, forwarded, crowded, profile, dialed, steered)
+    results = report.Results(arguments.rounds, seconds, forwarded, crowded, profile, dialed, steered, streams)
     text = report.markdown(results)
     if arguments.write is None:
         print(text)
