@@ -11,6 +11,7 @@ packages=(
   iproute2 nftables ethtool procps kmod                                   # what the agent and the lab set up
   python3-venv
   curl iputils-ping bind9-dnsutils dnsmasq-base iperf3 socat tcpdump conntrack # real clients and servers
+  dropbear-bin openssh-client mtr-tiny traceroute
   bird2 mptcpize util-linux
 )
 
