@@ -14,127 +14,17 @@
  * destination port 0, a reply the other way round. So `local = source` going out and `local = destination`
  * coming in give the same flow (RFC 5508 section 3.1). The same holds in quotations.
  *
+ * l4_off is behind IPv4 options and IPv6 extension headers, quoted ones too. A chain that goes on beyond
+ * SU_EXT_HEADERS or SU_EXT_BYTES, or that has a routing header with way still to go (the destination is then not the
+ * one that checksums count, RFC 8200 section 8.1), ends there: proto is that header's. AH, ESP and all else without
+ * ports we know are protocols without ports. A fragment header of a whole packet (RFC 6946) makes no fragment.
+ *
  * Sources: RFC 791, 8200, 792, 4443, 1812 section 4.3.2.3 (what an error quotes).
  */
 #ifndef SU_PARSE_H
 #define SU_PARSE_H
 
-#include <stdbool.h>
-#include <linux/bpf.h>
-#include <linux/if_ether.h>
-#include <linux/in.h>
-#include <linux/ip.h>
-#include <linux/ipv6.h>
-#include <linux/tcp.h>
-#include <linux/udp.h>
-#include <bpf/bpf_endian.h>
-#include <bpf/bpf_helpers.h>
-
-#include "abi.h"
-
-/* Ethernet 14, IP with options 60, ICMP 8, quoted IP with options 60, 8 of its L4. */
-#define SU_PARSE_BYTES 150
-
-#define SU_IP4_MF 0x2000
-#define SU_IP4_OFFSET 0x1fff
-#define SU_IP4_DF 0x4000
-
-/* ICMP and ICMPv6 alike (linux/icmp.h drags in glibc's socket headers). */
-struct su_icmp {
-	__u8 type;
-	__u8 code;
-	__sum16 check;
-	__be16 id;		/* echo */
-	__be16 sequence;	/* echo; next-hop MTU in frag-needed (RFC 1191) */
-};
-
-enum su_icmp_type {
-	SU_ICMP_ECHO_REPLY = 0,
-	SU_ICMP_UNREACH = 3,
-	SU_ICMP_ECHO_REQUEST = 8,
-	SU_ICMP_TIME_EXCEEDED = 11,
-	SU_ICMP_PARAMETER = 12,
-	SU_ICMP6_UNREACH = 1,
-	SU_ICMP6_TOO_BIG = 2,
-	SU_ICMP6_TIME_EXCEEDED = 3,
-	SU_ICMP6_PARAMETER = 4,
-	SU_ICMP6_ECHO_REQUEST = 128,
-	SU_ICMP6_ECHO_REPLY = 129,
-};
-
-enum su_pkt_flag {
-	SU_PKT_IP6 = 1,
-	SU_PKT_FRAG = 2,	/* a fragment, the first too */
-	SU_PKT_PORTS = 4,	/* sport, dport are valid: whole packet or first fragment of TCP, UDP, echo */
-	SU_PKT_ERROR = 8,	/* ICMP error; q_* are valid when QUOTE is set too */
-	SU_PKT_QUOTE = 16,
-	SU_PKT_ECHO_REQUEST = 32,
-	SU_PKT_ECHO_REPLY = 64,
-	SU_PKT_OPTIONS = 128,	/* IPv4 options */
-};
-
-/* enum su_pkt.tcp, as in the header's 14th byte */
-#define SU_TCP_FIN 0x01
-#define SU_TCP_SYN 0x02
-#define SU_TCP_RST_BIT 0x04
-#define SU_TCP_ACK 0x10
-
-struct su_pkt {
-	struct su_addr src;
-	struct su_addr dst;
-	struct su_addr q_src;
-	struct su_addr q_dst;
-	__be16 sport;
-	__be16 dport;
-	__be16 q_sport;
-	__be16 q_dport;
-	__u16 l2_len;
-	__u16 ip_off;
-	__u16 l4_off;
-	__u16 q_ip_off;
-	__u16 q_l4_off;
-	__u16 mtu;		/* filled in by whoever finds the packet too big */
-	__u16 tot_len;		/* IP header and payload, host order; 0: more than 65535 (BIG TCP) */
-	__u8 flags;		/* enum su_pkt_flag */
-	__u8 proto;
-	__u8 ttl;
-	__u8 tos;		/* DSCP and ECN */
-	__u8 tcp;		/* TCP flags */
-	__u8 icmp_type;
-	__u8 icmp_code;
-	__u8 q_proto;
-};
-
-static __always_inline void su_addr_set4(struct su_addr *a, __be32 v4)
-{
-	a->w[0] = 0;
-	a->w[1] = 0;
-	a->w[2] = bpf_htonl(0xffff);
-	a->w[3] = v4;
-}
-
-static __always_inline void su_addr_set6(struct su_addr *a, const struct in6_addr *v6)
-{
-	a->w[0] = v6->in6_u.u6_addr32[0];
-	a->w[1] = v6->in6_u.u6_addr32[1];
-	a->w[2] = v6->in6_u.u6_addr32[2];
-	a->w[3] = v6->in6_u.u6_addr32[3];
-}
-
-static __always_inline bool su_addr_is4(const struct su_addr *a)
-{
-	return a->w[0] == 0 && a->w[1] == 0 && a->w[2] == bpf_htonl(0xffff);
-}
-
-static __always_inline bool su_addr_is_zero(const struct su_addr *a)
-{
-	return !(a->w[0] | a->w[1] | a->w[2] | a->w[3]);
-}
-
-static __always_inline bool su_addr_equal(const struct su_addr *a, const struct su_addr *b)
-{
-	return a->w[3] == b->w[3] && a->w[2] == b->w[2] && a->w[1] == b->w[1] && a->w[0] == b->w[0];
-}
+#include "pkt.h"
 
 /* The 8 bytes of L4 that are in the quotation. Ports stay 0 for protocols without. */
 static __always_inline void su_parse_quote4(void *data, void *data_end, struct su_pkt *p)
@@ -168,17 +58,71 @@ static __always_inline void su_parse_quote4(void *data, void *data_end, struct s
 	}
 }
 
+static __always_inline bool su_is_ext(__u32 proto)
+{
+	return proto == IPPROTO_HOPOPTS || proto == IPPROTO_ROUTING || proto == IPPROTO_FRAGMENT || proto == IPPROTO_DSTOPTS;
+}
+
+/* A chain of extension headers: what is behind it, and the fragment header in it. */
+struct su_chain {
+	__u32 off;
+	__u32 proto;
+	__u32 frag_off;		/* 0: none */
+	__be32 frag_id;
+	__u16 frag_place;	/* host order: offset in bytes, and 1: more come */
+};
+
+/*
+ * Follow c from c->off, c->proto. 0, or -SU_DROP_MALFORMED when the packet ends in it. A later fragment ends the
+ * chain: what is behind is no header.
+ */
+static __noinline int su_parse_chain(void *data, void *data_end, struct su_chain *c)
+{
+	__u32 start = c->off & SU_PARSE_MASK, at = 0, proto = c->proto;
+
+	for (int i = 0; i < SU_EXT_HEADERS && su_is_ext(proto); i++) {
+		__u8 *h = data + start + at;
+		__u32 len;
+
+		if ((void *)(h + 8) > data_end)
+			return -SU_DROP_MALFORMED;
+		len = proto == IPPROTO_FRAGMENT ? 8 : 8 + h[1] * 8;
+		if ((proto == IPPROTO_ROUTING && h[3]) || at + len > SU_EXT_BYTES)
+			break;
+		if (proto == IPPROTO_FRAGMENT) {
+			c->frag_off = start + at;
+			c->frag_place = (__u16)h[2] << 8 | (h[3] & 0xf9);
+			c->frag_id = *(__be32 *)(h + 4);
+		}
+		proto = h[0];
+		at += len;
+		if (c->frag_place & ~1)
+			break;
+	}
+	c->off = start + at;
+	c->proto = proto;
+	return 0;
+}
+
 static __always_inline void su_parse_quote6(void *data, void *data_end, struct su_pkt *p)
 {
-	struct ipv6hdr *ip = data + p->q_ip_off;
-	struct su_icmp *l4 = (void *)(ip + 1);
+	struct ipv6hdr *ip = data + (p->q_ip_off & SU_PARSE_MASK);
+	struct su_chain c = {};
+	struct su_icmp *l4;
 
-	if ((void *)(l4 + 1) > data_end || ip->version != 6)
+	if ((void *)(ip + 1) > data_end || ip->version != 6)
 		return;
 	su_addr_set6(&p->q_src, &ip->saddr);
 	su_addr_set6(&p->q_dst, &ip->daddr);
-	p->q_proto = ip->nexthdr;
-	p->q_l4_off = p->q_ip_off + sizeof(*ip);
+	c.off = p->q_ip_off + sizeof(*ip);
+	c.proto = ip->nexthdr;
+	if (su_is_ext(c.proto) && (su_parse_chain(data, data_end, &c) || c.frag_place & ~1))
+		return;
+	p->q_proto = c.proto;
+	p->q_l4_off = c.off;
+	l4 = data + (c.off & SU_PARSE_MASK);
+	if ((void *)(l4 + 1) > data_end)
+		return;
 	if (p->q_proto == IPPROTO_TCP || p->q_proto == IPPROTO_UDP) {
 		p->q_sport = ((__be16 *)l4)[0];
 		p->q_dport = ((__be16 *)l4)[1];
@@ -234,6 +178,8 @@ static __always_inline int su_parse_icmp6(void *data, void *data_end, struct su_
 		p->flags |= SU_PKT_ECHO_REPLY | SU_PKT_PORTS;
 	} else if (icmp->type >= SU_ICMP6_UNREACH && icmp->type <= SU_ICMP6_PARAMETER) {
 		p->flags |= SU_PKT_ERROR;
+		if (p->flags & SU_PKT_FRAG)
+			return 0;
 		p->q_ip_off = p->l4_off + sizeof(*icmp);
 		su_parse_quote6(data, data_end, p);
 	}
@@ -285,7 +231,9 @@ static __always_inline int su_parse4(void *data, void *data_end, struct su_pkt *
 	p->l4_off = p->ip_off + len;
 	if (ip->frag_off & bpf_htons(SU_IP4_MF | SU_IP4_OFFSET)) {
 		p->flags |= SU_PKT_FRAG;
-		if (ip->frag_off & bpf_htons(SU_IP4_OFFSET))
+		p->frag_id = ip->id;
+		p->frag_at = (bpf_ntohs(ip->frag_off) & SU_IP4_OFFSET) * 8;
+		if (p->frag_at)
 			return 0;
 	}
 	l4 = (void *)ip + len;
@@ -297,7 +245,9 @@ static __always_inline int su_parse4(void *data, void *data_end, struct su_pkt *
 static __always_inline int su_parse6(void *data, void *data_end, struct su_pkt *p)
 {
 	struct ipv6hdr *ip = data + p->ip_off;
+	struct su_chain c = {};
 	__u32 len;
+	void *l4;
 
 	if ((void *)(ip + 1) > data_end || ip->version != 6)
 		return -SU_DROP_MALFORMED;
@@ -310,19 +260,34 @@ static __always_inline int su_parse6(void *data, void *data_end, struct su_pkt *
 	su_addr_set6(&p->src, &ip->saddr);
 	su_addr_set6(&p->dst, &ip->daddr);
 	p->l4_off = p->ip_off + sizeof(*ip);
-	if (p->proto == IPPROTO_FRAGMENT) {
-		p->flags |= SU_PKT_FRAG;
-		return 0;
+	l4 = ip + 1;
+	if (su_is_ext(p->proto)) {
+		c.off = p->l4_off;
+		c.proto = p->proto;
+		if (su_parse_chain(data, data_end, &c))
+			return -SU_DROP_MALFORMED;
+		p->flags |= SU_PKT_OPTIONS;
+		p->proto = c.proto;
+		p->l4_off = c.off;
+		p->frag_off = c.frag_off;
+		if (c.frag_place) {
+			p->flags |= SU_PKT_FRAG;
+			p->frag_id = c.frag_id;
+			p->frag_at = c.frag_place & ~1;
+			if (p->frag_at)
+				return 0;
+		}
+		l4 = data + (c.off & SU_PARSE_MASK);
 	}
 	if (p->proto == IPPROTO_ICMPV6)
-		return su_parse_icmp6(data, data_end, (void *)(ip + 1), p);
-	return su_parse_l4(ip + 1, data_end, p);
+		return su_parse_icmp6(data, data_end, l4, p);
+	return su_parse_l4(l4, data_end, p);
 }
 
 /*
  * Read the headers of an IP packet whose Ethernet type is `eth_proto` and which starts `l2_len` bytes (a
  * constant for the verifier) into the frame. 0, or -SU_DROP_MALFORMED; -SU_DROP_PROTOCOL when it is not IP.
- * p is filled as far as parsing went. IPv6 extension headers are not followed: proto is then theirs.
+ * p is filled as far as parsing went.
  */
 static __noinline int su_parse(void *data, void *data_end, __u32 l2_len, __be16 eth_proto, struct su_pkt *p)
 {

@@ -36,6 +36,7 @@ from softunicast.kernel.abi import (
 from softunicast.kernel.abi_util import addr_bytes, prefix_key
 from softunicast.kernel.bpf import BpfObject, object_path
 from softunicast.steering.oracle import Tables, checksum
+from tests.support.packets import extension, fragment6, header6, routing
 
 GUE_PORT: Final = 6080
 MTU: Final = 1600
@@ -235,8 +236,10 @@ class Generator:
             inner = tcp(local, other)[:8] if inner_proto != proto else icmp(r.choice(echo), 0, b"", local)
             build = ip6 if v6 else ip4
             quote = build(quoted_source, remote, inner_proto, inner[: r.choice([8, 8, 8, 7])])
+            if v6 and r.random() < 0.3:
+                quote = header6(quote, *self.chain())
             error = r.choice([1, 2, 3, 4] if v6 else [3, 11, 12, 5])
-            return proto, icmp(error, 0, quote[: r.choice([99, 99, 99, 21])])
+            return proto, icmp(error, 0, quote[: r.choice([300, 300, 300, 21])])
         return r.choice([47, 50, 44, 132]), body
 
     def plain(self) -> bytes:
@@ -256,7 +259,18 @@ class Generator:
             change["frag"] = r.choice([0x2000, 0x2010, 0x0010])
         if not v6 and r.random() < 0.06:
             change["options"] = r.randrange(1, 11)
-        return (ip6 if v6 else ip4)(remote, target, proto, body, **change)
+        packet = (ip6 if v6 else ip4)(remote, target, proto, body, **change)
+        return header6(packet, *self.chain()) if v6 and r.random() < 0.25 and "total" not in change else packet
+
+    def chain(self) -> list[tuple[int, bytes]]:
+        """Extension headers, more than are followed too."""
+        r = self.random
+        kinds = [
+            lambda: extension(r.choice([0, 60]), r.choice([0, 0, 0, 1, 3, 15, 16])),
+            lambda: routing(r.choice([0, 0, 0, 1])),
+            lambda: fragment6(r.getrandbits(32), r.choice([0, 0, 0, 1480]), more=r.random() < 0.3),
+        ]
+        return [r.choices(kinds, [6, 2, 1])[0]() for _ in range(r.choice([1, 1, 2, 3, 6, 7]))]
 
     def encapsulated(self) -> bytes:
         r = self.random

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from softunicast.kernel.abi import Drop
 from softunicast.kernel.bpf import object_path
 from softunicast.wire.craft import echo, icmp_error, tcp, udp
 from softunicast.wire.packet import parse
 from tests.bpf.egress_bench import REDIRECT, Bench, bench
 from tests.support.dataplane import CLIENT, SERVER, SLICE
-from tests.support.packets import ACK, SYN
+from tests.support.packets import ACK, SYN, extension, fragment6, header6, routing
 
 SOURCES = Path(__file__).parents[2] / "bpf"
 CLIENT6, SERVER6, SLICE6 = "2001:db8:8::2", "2001:db8:f::1", "2001:db8:1::20"
@@ -69,6 +70,58 @@ def test_there_and_back(b: Bench, version: int, proto: str) -> None:
     assert ran.verdict == REDIRECT
     assert ran.data[14:] == make(server, 443, client, 40000, 49, reply=True)
     assert b.plane.drops() == {}
+
+
+CHAINS = {
+    "hop-by-hop": [extension(0)],
+    "options before and behind": [extension(0, 1), extension(60, 3), routing(0), extension(60)],
+    "six, of 128 bytes": [extension(60, 2)] * 4 + [extension(60, 1)] * 2,
+    "a fragment header of a whole packet": [fragment6(7)],
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("proto", ["tcp", "udp", "echo"])
+def test_there_and_back_behind_extension_headers(b: Bench, name: str, proto: str) -> None:
+    def make(source: str, sport: int, target: str, dport: int, ttl: int, reply: bool = False) -> bytes:
+        if proto == "tcp":
+            packet = tcp(source, sport, target, dport, b"odd", flags=SYN | (ACK if reply else 0), ttl=ttl)
+        elif proto == "udp":
+            packet = udp(source, sport, target, dport, b"odd", ttl=ttl)
+        else:
+            packet = echo(source, target, dport if reply else sport, reply=reply, ttl=ttl)
+        return header6(packet, *CHAINS[name])
+
+    for _ in range(2):
+        ran = b.out(make(CLIENT6, 40000, SERVER6, 443, 64))
+        port = b.the_claim()[0].local_port
+        assert ran.data[14:] == make(SLICE6, port, SERVER6, 443, 63)
+    ran = b.back(make(SERVER6, 443, SLICE6, port, 50, reply=True))
+    assert ran.verdict == REDIRECT
+    assert ran.data[14:] == make(SERVER6, 443, CLIENT6, 40000, 49, reply=True)
+    quoted = make(SLICE6, port, SERVER6, 443, 60)
+    ran = b.back(header6(icmp_error("2001:db8:e::1", SLICE6, 3, 0, quoted), *CHAINS[name]))
+    assert ran.verdict == REDIRECT
+    assert ran.data.endswith(make(CLIENT6, 40000, SERVER6, 443, 60))
+    assert str(ran.packet.destination) == CLIENT6
+    assert b.plane.drops() == {}
+
+
+UNKNOWN = {
+    "AH": [(51, bytes(7))],
+    "mobility": [(135, bytes(7))],
+    "a way to go": [routing(1)],
+    "seven": [extension(60)] * 7,
+    "136 bytes": [extension(60, 16)],
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_what_is_behind_other_chains_is_not_looked_for(b: Bench, name: str) -> None:
+    b.out(header6(udp(CLIENT6, 40000, SERVER6, 53), *UNKNOWN[name]))
+    b.back(header6(udp(SERVER6, 53, SLICE6, 9000), *UNKNOWN[name]))
+    assert b.plane.drops() == {Drop.PROTOCOL: 2}
+    assert b.plane.flows() == {}
 
 
 @pytest.mark.parametrize("proto", ["udp", "echo"])

@@ -42,6 +42,32 @@ def header4(packet: bytes, *, flags: int = 0x4000, options: bytes = b"") -> byte
     return whole[:10] + struct.pack("!H", checksum(whole)) + whole[12:] + packet[20:]
 
 
+def header6(packet: bytes, *chain: tuple[int, bytes]) -> bytes:
+    """An IPv6 packet with extension headers in front: (number, the header but for its first byte)."""
+    proto, headers = packet[6], b""
+    for number, rest in reversed(chain):
+        headers = bytes([proto]) + rest + headers
+        proto = number
+    size = len(packet) - 40 + len(headers)
+    return packet[:4] + struct.pack("!HB", size, proto) + packet[7:40] + headers + packet[40:]
+
+
+def extension(number: int, units: int = 0) -> tuple[int, bytes]:
+    """Hop-by-hop (0) or destination options (60) of 8 + 8 * units bytes, filled with PadN; for header6."""
+    size = 8 + 8 * units
+    return number, bytes([units, 1, size - 4]) + bytes(size - 4)
+
+
+def routing(left: int) -> tuple[int, bytes]:
+    """A routing header (43) of an unknown type with `left` segments to go; for header6."""
+    return 43, bytes([0, 253, left]) + bytes(4)
+
+
+def fragment6(ident: int = 0, offset: int = 0, *, more: bool = False) -> tuple[int, bytes]:
+    """A fragment header (44), offset in bytes; for header6."""
+    return 44, struct.pack("!BHI", 0, offset | more, ident)
+
+
 def gre(source: str, target: str) -> bytes:
     """A protocol without ports."""
     return ip(source, target, 47, b"\0\0\x08\0" + b"x" * 20)

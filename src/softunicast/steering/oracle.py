@@ -32,6 +32,7 @@ from typing import Final
 
 from softunicast.kernel.abi import GUE_FINAL, NONE, Address, Drop, List, Node, Owner, Prefix, Settings, Uplink
 from softunicast.kernel.abi_util import MAPPED
+from softunicast.wire.extension import CutOff, follow
 
 ETHERNET: Final = 14
 IP4_HEADER: Final = 20
@@ -39,7 +40,7 @@ IP6_HEADER: Final = 40
 OUTER: Final = 32
 ETH_IP4: Final = 0x0800
 ETH_IP6: Final = 0x86DD
-ICMP, IPIP, TCP, UDP, IP6_IN_IP, FRAGMENT, ICMP6 = 1, 4, 6, 17, 41, 44, 58
+ICMP, IPIP, TCP, UDP, IP6_IN_IP, ICMP6 = 1, 4, 6, 17, 41, 58
 NOT_ECT, ECT1, ECT0, CE = range(4)
 
 ICMP_ERRORS: Final = {ICMP: (3, 11, 12), ICMP6: (1, 2, 3, 4)}
@@ -185,8 +186,13 @@ def _parse_ip6(packet: Packet) -> int | None:
     packet.ip6, packet.tos = True, first >> 20 & 0xFF
     packet.total = payload + IP6_HEADER if 0 < payload <= 65535 - IP6_HEADER else 0
     packet.source, packet.target = header[8:24], header[24:40]
-    packet.fragment = packet.proto == FRAGMENT
-    return None if packet.fragment else packet.offset + IP6_HEADER
+    try:
+        chain = follow(packet.frame, packet.offset + IP6_HEADER, packet.proto)
+    except CutOff:
+        raise _ShortError from None
+    packet.proto, packet.fragment = chain.proto, chain.is_fragment
+    packet.options = chain.offset > packet.offset + IP6_HEADER
+    return None if chain.fragment_offset else chain.offset
 
 
 def _parse_l4(packet: Packet, l4: int) -> None:
@@ -215,7 +221,13 @@ def _parse_quote(frame: bytes, offset: int, ip6: bool) -> tuple[bytes, int] | No
     if len(header) < (IP6_HEADER if ip6 else IP4_HEADER) or header[0] >> 4 != (6 if ip6 else 4):
         return None
     if ip6:
-        proto, source, size = header[6], header[8:24], IP6_HEADER
+        try:
+            chain = follow(frame, offset + IP6_HEADER, header[6])
+        except CutOff:
+            return None
+        if chain.fragment_offset:
+            return None
+        proto, source, size = chain.proto, header[8:24], chain.offset - offset
     else:
         proto, source, size = header[9], MAPPED + header[12:16], (header[0] & 15) * 4
         if size < IP4_HEADER or struct.unpack_from("!H", header, 6)[0] & 0x1FFF:

@@ -18,6 +18,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from .checksum import ICMP, ICMPV6, TCP, UDP, ones_sum, pseudo_sum
+from .extension import CutOff, follow
 
 NAMES: Final = {
     TCP: "tcp",
@@ -29,8 +30,6 @@ NAMES: Final = {
     4: "ipip",
     41: "ip6",
 }
-EXTENSIONS: Final = frozenset({0, 43, 60})  # hop-by-hop, routing, destination options
-FRAGMENT: Final = 44
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
 
 ECHO_REPLY, ECHO_REQUEST = 0, 8
@@ -155,20 +154,14 @@ def _parse6(data: bytes, quoted: bool) -> Packet:
     if not quoted and length > len(data):
         raise Malformed(f"IPv6 length {length}, {len(data)} bytes here")
     data = data[: min(length, len(data))]
-    transport, ident, offset, more = 40, 0, 0, False
-    while proto in EXTENSIONS or proto == FRAGMENT:
-        if transport + 8 > len(data):
-            raise Malformed("an IPv6 extension header that is cut off")
-        following, units, place, number = struct.unpack_from("!BBHI", data, transport)
-        if proto == FRAGMENT:
-            ident, offset, more = number, place & 0xFFF8, bool(place & 1)
-            transport += 8
-        else:
-            transport += 8 + units * 8
-        proto = following
-        if offset:
-            break
-    head = Packet(6, IPv6Address(source), IPv6Address(destination), proto, ttl, length, transport, ident, offset, more)
+    try:
+        chain = follow(data, 40, proto)
+    except CutOff as error:
+        raise Malformed(str(error)) from error
+    head = Packet(
+        6, IPv6Address(source), IPv6Address(destination), chain.proto, ttl, length, chain.offset,
+        chain.ident, chain.fragment_offset, chain.more_fragments,
+    )  # fmt: skip
     return _transport(head, data, quoted)
 
 
