@@ -88,7 +88,7 @@ SEC("tc") int su_onramp_in(struct __sk_buff *skb)
 	if (err >= 0)
 		return err;
 	su_exit(err, w, true);
-	gateway = &onramp->gateway4;
+	gateway = w->pkt.flags & SU_PKT_IP6 ? &onramp->gateway6 : &onramp->gateway4;
 	return su_refuse(skb, &w->pkt, gateway, err);
 }
 

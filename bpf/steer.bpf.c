@@ -209,6 +209,9 @@ SEC("xdp") int su_steer(struct xdp_md *ctx)
 	if (seen.final)
 		goto drop;
 	err = su_xdp_carry(ctx, &p, owner.node, carried ? &seen : NULL);
+	/* As it came: tc behind decides the same and tells its sender (toobig.h). */
+	if (err == -SU_DROP_TOO_BIG)
+		return XDP_PASS;
 	if (err >= 0)
 		return err;
 drop:

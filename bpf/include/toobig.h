@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
  * toobig.h - an answer that does not fit the tunnel: its sender is told, from the slice's address, how large it may be
- * (RFC 1191 section 4), so that a path through the wrong node only costs it the bytes of the tunnel's headers.
+ * (RFC 1191 section 4, RFC 4443 section 3.2), so that a path through the wrong node only costs it the bytes of the tunnel's headers.
  *
  * The error leaves by the routes of slices' addresses, marked as ours for the guard. A token bucket on each CPU
  * (1,000 a second, 50 at once, as net.ipv4.icmp_msgs_per_sec and _burst) keeps a flood of large packets from
- * becoming a flood of errors. IPv6, fragments and packets with options are dropped and counted without an answer.
+ * becoming a flood of errors. Nobody is told about an ICMP error or a later fragment.
  */
 #ifndef SU_TOOBIG_H
 #define SU_TOOBIG_H
@@ -53,13 +53,18 @@ static __noinline int su_toobig(struct __sk_buff *skb, struct su_work *w)
 {
 	const struct su_uplink *uplink = su_uplink_for(skb->ifindex);
 	__u32 ifindex = skb->ifindex;
+	int err;
 
-	if (!uplink || uplink->mtu <= SU_OUTER_LEN || w->pkt.flags & (SU_PKT_IP6 | SU_PKT_OPTIONS | SU_PKT_FRAG | SU_PKT_ERROR))
+	if (!uplink || uplink->mtu <= SU_OUTER_LEN || w->pkt.flags & SU_PKT_ERROR || w->pkt.frag_at)
 		return TC_ACT_SHOT;
 	if (!su_toobig_may(bpf_ktime_get_boot_ns()))
 		return TC_ACT_SHOT;
 	w->pkt.mtu = uplink->mtu - SU_OUTER_LEN;
-	if (su_icmp_error4(skb, &w->pkt, w->pkt.dst.w[3], SU_ICMP_UNREACH, SU_ICMP_FRAG_NEEDED) != TC_ACT_REDIRECT)
+	if (w->pkt.flags & SU_PKT_IP6)
+		err = su_icmp_error(skb, &w->pkt, &w->pkt.dst, SU_ICMP6_TOO_BIG, 0);
+	else
+		err = su_icmp_error(skb, &w->pkt, &w->pkt.dst, SU_ICMP_UNREACH, SU_ICMP_FRAG_NEEDED);
+	if (err != TC_ACT_REDIRECT)
 		return TC_ACT_SHOT;
 	su_mark(skb);
 	/* Not back to where it came from (another node may have carried it here), but as all that leaves a slice. */

@@ -15,11 +15,10 @@ from softunicast.kernel.bpf import object_path
 from softunicast.wire.craft import echo, icmp_error, tcp, udp
 from softunicast.wire.packet import parse
 from tests.bpf.egress_bench import REDIRECT, Bench, bench
-from tests.support.dataplane import CLIENT, SERVER, SLICE
+from tests.support.dataplane import CLIENT, CLIENT6, SERVER, SERVER6, SLICE, SLICE6
 from tests.support.packets import ACK, SYN, extension, fragment6, header6, routing
 
 SOURCES = Path(__file__).parents[2] / "bpf"
-CLIENT6, SERVER6, SLICE6 = "2001:db8:8::2", "2001:db8:f::1", "2001:db8:1::20"
 KNOWING = "if (!bpf_cast_to_kern_ctx)"
 
 

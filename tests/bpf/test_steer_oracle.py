@@ -10,6 +10,7 @@ import os
 import time
 from collections import Counter as Tally
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -96,6 +97,9 @@ def test_the_programs_and_the_oracle_agree(
             expected = steer(tables, frame)
             run = program.test_run(frame)
             verdict = verdicts.get(run.retval)
+            if name == "su_steer" and expected.drop is Drop.TOO_BIG:
+                # As it came, for tc behind, which decides the same and tells the sender.
+                expected = replace(expected, verdict=Verdict.PASS, frame=frame)
             met[expected.verdict.value, expected.drop, expected.uncovered] += 1
             assert verdict == expected.verdict, describe(name, seed, number, frame, expected, run.retval)
             if verdict is not Verdict.DROP:
@@ -106,8 +110,8 @@ def test_the_programs_and_the_oracle_agree(
     print({f"{verdict} {drop.name} {carried}": count for (verdict, drop, carried), count in sorted(met.items())})
 
     dropped = Tally[Drop]()
-    for (_, drop, _), count in met.items():
-        dropped[drop] += count
+    for (verdict, drop, _), count in met.items():
+        dropped[drop] += count if verdict == "drop" else 0
     for drop in Drop:
         if drop is not Drop.NONE:
             assert after.drops[drop] - before.drops[drop] == dropped[drop], f"seed {seed}: counted {drop.name}"
@@ -121,4 +125,4 @@ def sum_like(met: Tally[tuple[str, Drop, bool]], key: tuple[str, Drop, bool]) ->
     """Drops count whether the tunnel was passed before or not; verdicts are told apart."""
     if key[0] != "drop":
         return met[key]
-    return met["drop", key[1], False] + met["drop", key[1], True]
+    return sum(count for (_, drop, _), count in met.items() if drop == key[1])

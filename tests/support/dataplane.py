@@ -61,6 +61,11 @@ CLIENT: Final = "10.8.0.2"
 GATEWAY: Final = "10.8.0.1"
 TUN_CLIENT: Final = "10.8.1.2"
 TUN_GATEWAY: Final = "10.8.1.1"
+SERVER6: Final = "2001:db8:f::1"
+SLICE6: Final = "2001:db8:1::20"
+CLIENT6: Final = "2001:db8:8::2"
+GATEWAY6: Final = "2001:db8:8::1"
+TUN_CLIENT6: Final = "2001:db8:8:1::2"
 VETH_ONRAMP: Final = 1
 TUN_ONRAMP: Final = 2
 SOURCES: Final = List.FIRST_FREE
@@ -164,7 +169,7 @@ class Dataplane:
         self, number: int, ifindex: int, *, l2: bool, gateway: str, policy: Policy = POLICY, generation: int = 5
     ) -> None:
         flags = OnrampFlag.SET | (OnrampFlag.L2 if l2 else 0)
-        ramp = Onramp(flags, generation, ifindex, SOURCES, packed(gateway), packed("fe80::1"), policy)
+        ramp = Onramp(flags, generation, ifindex, SOURCES, packed(gateway), packed(GATEWAY6), policy)
         self.put("onramps", u32(number), ramp.pack())
         self.put("onramp_devices", u32(ifindex), u32(number))
 
@@ -276,31 +281,41 @@ def place() -> Iterator[Place]:
             run(f"ip address add {GATEWAY}/24 dev fish0")
             run("ip link set up0 up")
             run("ip link set fish0 up")
+            run("ip address add 2001:db8:2::11/64 dev up0 nodad")
+            run(f"ip address add {GATEWAY6}/64 dev fish0 nodad")
             run("ip route add default via 192.0.2.1")
+            run("ip route add default via 2001:db8:2::1")
             sysctl("ipv4.ip_forward", 0)
             near = tun.open_tun("tun0")
             stack.callback(os.close, near)
             run(f"ip address add {TUN_GATEWAY}/32 dev tun0")
             run("ip link set tun0 up")
             run("ip route add 10.8.1.0/24 dev tun0")
+            run("ip route add 2001:db8:8:1::/64 dev tun0")
             indexes = [if_nametoindex(name) for name in ("up0", "fish0", "tun0")]
         with netns.enter(world):
             sysctl("ipv4.icmp_ratelimit", 0)  # the kernel would answer six unreachables a peer, then one a second
             run("ip address add 192.0.2.1/24 dev eth0")
-            for address in (SERVER, "203.0.113.2"):
-                run(f"ip address add {address}/32 dev lo")
+            run("ip address add 2001:db8:2::1/64 dev eth0 nodad")
+            for address in (SERVER, "203.0.113.2", SERVER6):
+                run(f"ip address add {address} dev lo")
             run("ip link set eth0 mtu 1600 up")
             run(f"ip route add 198.51.100.0/24 via {UNDERLAY}")
+            run("ip route add 2001:db8:1::/48 via 2001:db8:2::11")
         with netns.enter(client):
             run(f"ip address add {CLIENT}/24 dev eth0")
+            run(f"ip address add {CLIENT6}/64 dev eth0 nodad")
             run("ip link set eth0 up")
             run(f"ip route add default via {GATEWAY}")
+            run(f"ip route add default via {GATEWAY6}")
         with netns.enter(tunnel):
             far = tun.open_tun("eth0")
             stack.callback(os.close, far)
             run(f"ip address add {TUN_CLIENT}/32 dev eth0")
+            run(f"ip address add {TUN_CLIENT6}/128 dev eth0 nodad")
             run("ip link set eth0 up")
             run("ip route add default dev eth0")
+            run("ip -6 route add default dev eth0")
         stack.enter_context(joined(near, far))
         yield Place(node, world, client, tunnel, *indexes)
 
