@@ -26,7 +26,7 @@ from .drawing import End, Link, Topology, is_bridge
 
 NETNS_FOLDER: Final = Path("/run/netns")
 RUN_FOLDER: Final = Path("/run/softunicast-lab")
-TOOLS: Final = ("ip", "nsenter", "ethtool", "tcpdump", "dnsmasq")
+TOOLS: Final = ("ip", "nsenter", "ethtool", "tcpdump", "dnsmasq", "bird", "birdc")
 
 
 def check_tools(tools: Sequence[str] = TOOLS) -> None:
@@ -73,10 +73,15 @@ def build(prefix: str, drawing: Topology) -> None:
         "".join(f"netns add {namespace(prefix, name)}\n" for name in drawing.namespaces),
     )
     for name in drawing.namespaces:
-        _write_sysctls(prefix, name, facts.SYSCTLS.get(name, facts.SYSCTLS_ELSEWHERE))
+        _write_sysctls(prefix, name, {**facts.SYSCTLS_EVERYWHERE, **facts.SYSCTLS.get(name, {})})
     _run(["ip", "-batch", "-"], "".join(_veth(prefix, link) for link in drawing.links if not link.tunnel))
     for name in drawing.namespaces:
         _run(["ip", "-n", namespace(prefix, name), "-batch", "-"], _commands(drawing, name))
+    # When both ends of all lines are up: IPv6 wants a next hop that is on a line.
+    for name in drawing.namespaces:
+        routes = "".join(f"route add {route}\n" for route in facts.ROUTES.get(name, ()))
+        if routes:
+            _run(["ip", "-n", namespace(prefix, name), "-batch", "-"], routes)
     for name, device in facts.NO_OFFLOAD:
         off = ["ethtool", "-K", device, "tx", "off", "gso", "off", "tso", "off", "gro", "off"]
         _run(entering(NETNS_FOLDER / namespace(prefix, name), off))
@@ -109,9 +114,12 @@ def _commands(drawing: Topology, name: str) -> str:
             if not end.addresses and bridge is not None:
                 lines.append(f"link set {end.device} master {bridge}")
     ends = [end for end in drawing.ends() if end.namespace == name]
-    lines += [f"address add {address} dev {end.device}" for end in ends for address in end.addresses]
+    lines += [
+        f"address add {address} dev {end.device}{' nodad' if address.version == 6 else ''}"
+        for end in ends
+        for address in end.addresses
+    ]
     lines += [f"link set {end.device} up" for end in ends if end.device != "lo"]
-    lines += [f"route add {route}" for route in facts.ROUTES.get(name, ())]
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -3,13 +3,16 @@
 
 A box is a network namespace. Its first line is the namespace's name, what follows the name is a remark. A
 later line `DEVICE ADDRESS...` (at least one address, each with or without `/length`) gives addresses of a
-device inside it: `lo`, or `brN`, a bridge; a line that begins with `#` is a remark.
+device: `lo`, `brN`, a bridge, or the box's end of a link; several lines of one device add up. A line that begins with `#`
+is a remark.
 
 A vertical line from a `┬` in the lower edge of one box to the `┴` in the upper edge of another is a link. On
 its way it passes through labels (text that covers the line's column): the first is the device in the upper
-box, the last the device in the lower box, each with its addresses, `DEVICE [ADDRESS/LENGTH...]`. A label that
-begins with `mtu` sets both ends' MTU. A device without address is a port of the bridge in its box. `│` is a
-veth pair, `┆` a tunnel: a TUN device at each end and a process that pumps packets between them.
+box, the last the device in the lower box, each with its addresses, `DEVICE [ADDRESS/LENGTH...]`; labels that are
+addresses only belong to the device above them. A label that begins with `mtu` sets both ends' MTU. A device without
+address is a port of the bridge in its box. `│` is a veth pair, `┆` a tunnel: a TUN device at each end and a process
+that pumps packets between them. A horizontal line from a `├` in the right edge of one box to the `┤` in the left
+edge of another is a veth pair too; its labels stand between its `─`.
 
 Nothing else is read from anywhere: what is drawn is built, and tests compare the kernel with the drawing.
 Pure.
@@ -17,7 +20,8 @@ Pure.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 
 Interface = IPv4Interface | IPv6Interface
@@ -91,17 +95,41 @@ def read_drawing(text: str) -> Topology:
     names = [box.name for box in boxes]
     if len(set(names)) != len(names):
         raise DrawingError(f"a name is drawn twice: {', '.join(names)}")
-    inside = tuple(_device(line, box.name, box.top) for box in boxes for line in box.lines)
     links = tuple(
         _follow(canvas, boxes, box, column)
         for box in boxes
         for column in range(box.left, box.right + 1)
         if canvas[box.bottom][column] == "┬"
     )
+    across = tuple(
+        _across(canvas, boxes, box, row)
+        for box in boxes
+        for row in range(box.top, box.bottom + 1)
+        if canvas[row][box.right] == "├"
+    )
     reached = sum(canvas[box.top][box.left : box.right + 1].count("┴") for box in boxes)
     if reached != len(links):
         raise DrawingError(f"{reached} lines arrive at boxes, {len(links)} leave them")
-    return Topology(tuple(names), inside, links)
+    inside: dict[tuple[str, str], End] = {}
+    for box in boxes:
+        for line in box.lines:
+            end = _device(line, box.name, box.top)
+            before = inside.get((end.namespace, end.device), End(end.namespace, end.device))
+            inside[end.namespace, end.device] = _more(before, end)
+
+    def whole(link: Link) -> Link:
+        upper, lower = (
+            _more(end, inside.pop((end.namespace, end.device), End(end.namespace, end.device)))
+            for end in (link.upper, link.lower)
+        )
+        return replace(link, upper=upper, lower=lower)
+
+    every = tuple(whole(link) for link in (*links, *across))
+    return Topology(tuple(names), tuple(inside.values()), every)
+
+
+def _more(end: End, other: End) -> End:
+    return replace(end, addresses=end.addresses + other.addresses)
 
 
 def _boxes(canvas: list[str], row: int, line: str) -> list[_Box]:
@@ -139,7 +167,11 @@ def _follow(canvas: list[str], boxes: list[_Box], upper: _Box, column: int) -> L
         if character == "┆":
             tunnel = True
         elif character not in ("│", ""):
-            labels.append(_label(canvas[row], column, row))
+            label = _label(canvas[row], column, row)
+            if labels and "/" in label.split()[0]:
+                labels[-1] += f" {label}"
+            else:
+                labels.append(label)
         if character == "":
             raise DrawingError(f"line {row + 1}, column {column + 1}: the line ends in nothing")
     else:
@@ -147,12 +179,26 @@ def _follow(canvas: list[str], boxes: list[_Box], upper: _Box, column: int) -> L
     lower = next((box for box in boxes if box.top == row and box.left < column < box.right), None)
     if lower is None:
         raise DrawingError(f"line {row + 1}, column {column + 1}: no box here")
+    return _link(upper, lower, labels, f"line {row + 1}, column {column + 1}", tunnel=tunnel)
+
+
+def _across(canvas: list[str], boxes: list[_Box], left: _Box, row: int) -> Link:
+    place = f"line {row + 1}, column {left.right + 1}"
+    end = canvas[row].find("┤", left.right)
+    right = next((box for box in boxes if box.left == end and box.top < row < box.bottom), None)
+    if right is None:
+        raise DrawingError(f"{place}: the line ends in nothing")
+    labels = [label.strip() for label in re.split("─+", canvas[row][left.right + 1 : end])]
+    return _link(left, right, [label for label in labels if label], place)
+
+
+def _link(upper: _Box, lower: _Box, labels: list[str], place: str, *, tunnel: bool = False) -> Link:
     mtus = [int(label.split()[1]) for label in labels if label.startswith("mtu ")]
     ends = [label for label in labels if not label.startswith("mtu ")]
     if len(ends) != 2:
-        raise DrawingError(f"line {row + 1}, column {column + 1}: {len(ends)} devices on a line, 2 are needed: {ends}")
-    first = _device(ends[0], upper.name, row)
-    last = _device(ends[1], lower.name, row)
+        raise DrawingError(f"{place}: {len(ends)} devices on a line, 2 are needed: {ends}")
+    first = _device(ends[0], upper.name, upper.bottom)
+    last = _device(ends[1], lower.name, lower.top)
     return Link(first, last, mtus[0] if mtus else 1500, tunnel)
 
 

@@ -31,7 +31,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, Self
 import softunicast
 from softunicast.errors import KernelError, UsageError
 
-from . import build
+from . import bird, build
 from . import topology as facts
 from .traces import forget_node
 from .web_log import Seen, read_web_log
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from .capture import Capture
 
 READY_S: Final = 10.0
-AGENT_READY_S: Final = 40.0  # two agents verify their programs at the same time
+BGP_READY_S: Final = 30.0
+AGENT_READY_S: Final = 60.0  # four agents verify their programs at the same time
 PACKAGE_FOLDER: Final = Path(softunicast.__path__[0]).parent
 
 
@@ -111,9 +112,11 @@ def _program(command: Sequence[str]) -> list[str]:
 
 
 class Lab:
-    """One lab. `agents=False` leaves the nodes bare until start_agents()."""
+    """One lab. `agents=False` leaves the nodes bare until start_agents(). `feed`: routes that the internet's BIRD has
+    besides a default route.
+    """
 
-    def __init__(self, prefix: str = "su", *, agents: bool = True) -> None:
+    def __init__(self, prefix: str = "su", *, agents: bool = True, feed: int = 0) -> None:
         if not (prefix.isascii() and prefix.isalnum() and len(prefix) <= 24):
             raise UsageError(f"lab: prefix {prefix!r}: letters and digits only, 24 at most; choose another")
         self.prefix = prefix
@@ -123,6 +126,7 @@ class Lab:
         self.bindings_path = self.folder / "bindings.yaml"
         self.children: list[subprocess.Popen[Any]] = []
         self._agents_wanted = agents
+        self._feed = feed
         self._hosts = {name: Host(self, name) for name in self.topology.namespaces}
 
     def __enter__(self) -> Self:
@@ -146,9 +150,11 @@ class Lab:
             self.folder.mkdir(parents=True)
             self.plan_path.write_text(self.plan_text(), encoding="utf-8")
             build.build(self.prefix, self.topology)
+            self._start_routing()
             self._start_servers()
             if self._agents_wanted:
                 self.start_agents()
+            self.wait_routes()
         except BaseException:
             self.down()
             raise
@@ -181,9 +187,62 @@ class Lab:
         """The plan that `up` writes; a lab with another plan says so here."""
         return facts.plan_text(self.prefix)
 
+    # -- routing
+
+    def _start_routing(self) -> None:
+        bird.feed_path(self.folder).write_text(bird.feed_text(self._feed), encoding="ascii")
+        for name in bird.SPEAKERS:
+            bird.config_path(self.folder, name).write_text(bird.config(self.folder, name), encoding="utf-8")
+            self.start_bird(name)
+
+    def start_bird(self, name: str) -> subprocess.Popen[Any]:
+        """Start a speaker's BIRD; what it says goes to bird-NAME.log."""
+        files = ["-c", str(bird.config_path(self.folder, name)), "-s", str(bird.control(self.folder, name))]
+        command = ["bird", "-f", *files, "-P", str(self.folder / f"bird-{name}.pid")]
+        with (self.folder / f"bird-{name}.log").open("ab") as output:
+            return self.node(name).popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+
+    def birdc(self, name: str, *words: str) -> str:
+        """What a speaker's BIRD answers; KernelError when it does not."""
+        done = self.node(name).run(["birdc", "-r" if words[0] == "show" else "-v", "-s",
+                                    str(bird.control(self.folder, name)), *words])  # fmt: skip
+        if done.returncode:
+            raise KernelError(f"lab: birdc {' '.join(words)} at {name}: {(done.stdout + done.stderr).strip()}")
+        return done.stdout
+
+    def next_hops(self, name: str, network: str) -> list[str]:
+        """Where a host's kernel sends a network or, without such a route, nowhere: addresses of next hops, sorted."""
+        family = "-6" if ":" in network else "-4"
+        routes = json.loads(self.node(name).run(["ip", "-j", family, "route", "show", network], check=True).stdout)
+        found = {str(hop["gateway"]) for route in routes for hop in route.get("nexthops", [route]) if "gateway" in hop}
+        return sorted(found)
+
+    def wait_routes(self, *, patience_s: float = BGP_READY_S) -> None:
+        """Until BGP has settled: each router knows its nodes and the internet, and the internet prefers r2."""
+
+        def settled() -> bool:
+            wanted = [("inet", "192.0.2.5", "2001:db8:e:2::1")]
+            if any(
+                self.next_hops("inet", str(fleet)) != [hop]
+                for _, *hops in wanted
+                for fleet, hop in zip((facts.FLEET, facts.FLEET6), hops, strict=True)
+            ):
+                return False
+            return all(
+                len(self.next_hops(router, str(fleet))) == len(facts.SITES[site]) and self.next_hops(router, every)
+                for site, router in facts.ROUTERS.items()
+                for fleet, every in ((facts.FLEET, "0.0.0.0/0"), (facts.FLEET6, "::/0"))
+            )
+
+        wait_until(settled, "BGP settles", patience_s=patience_s)
+
+    # -- servers
+
     def _start_servers(self) -> None:
-        web = ",".join(f"{address}:{port}" for address in facts.WEB for port in facts.WEB_PORTS)
-        echo = ",".join(f"{address}:{facts.ECHO_PORT}" for address in facts.ECHO)
+        web = ",".join(f"{address}:{port}" for address in (*facts.WEB, *facts.WEB6) for port in facts.WEB_PORTS)
+        echo = ",".join(f"{address}:{facts.ECHO_PORT}" for address in (*facts.ECHO, *facts.ECHO6))
         servers = ["--log", str(self.folder / "web.jsonl"), "--web", web, "--echo", echo]
         waiting = [
             (
@@ -213,12 +272,12 @@ class Lab:
         wait_until(self._resolves, f"dnsmasq: {self.log('dnsmasq')}")
 
     def _dnsmasq(self) -> list[str]:
-        names = [f"--host-record={name},{address}" for name, address in facts.NAMES.items()]
-        names.append(f"--address=/{facts.ANY_NAME}/{facts.WEB[0]}")
+        names = [f"--host-record={name},{','.join(addresses)}" for name, addresses in facts.NAMES.items()]
+        names += [f"--address=/{facts.ANY_NAME}/{address}" for address in (facts.WEB[0], facts.WEB6[0])]
         return [
             "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts",
             "--user=root", "--pid-file=",
-            "--bind-interfaces", f"--listen-address={facts.DNS}", "--log-queries=extra", "--log-facility=-", *names,
+            "--bind-interfaces", f"--listen-address={facts.DNS},{facts.DNS6}", "--log-queries=extra", "--log-facility=-", *names,
         ]  # fmt: skip
 
     def _resolves(self) -> bool:
@@ -239,7 +298,7 @@ class Lab:
             )
 
     def log(self, name: str) -> str:
-        """What a process of the lab wrote to standard error: servers, dnsmasq, pump-t1, agent-lhr1 ..."""
+        """What a process of the lab wrote to standard error: servers, dnsmasq, pump-t1, bird-r1, agent-lhr1 ..."""
         path = self.folder / f"{name}.log"
         return path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
 
@@ -306,7 +365,7 @@ class Lab:
         return self.node(name).enter()
 
     def capture(self, place: str = "internet", *, path: Path | None = None) -> Capture:
-        """A capture at the router, on its "internet" side or in the "rack"; see softunicast.lab.capture."""
+        """A capture at both routers, on their "internet" sides or in the "rack"s; see softunicast.lab.capture."""
         from .capture import Capture
 
         return Capture(self, place, path=path)
@@ -325,5 +384,5 @@ class Lab:
         return [(name, peer, int(port)) for peer, port, name in asked]
 
     def macs(self) -> Mapping[str, str]:
-        """MAC address -> node, as seen on the rack."""
+        """MAC address -> node, as seen on the racks."""
         return {facts.mac(node, "eth0"): node for node in facts.NODES}

@@ -17,8 +17,10 @@ The log is a file of JSON lines, flushed before the loop sleeps:
     {"event": "open", "id", "peer", "port", "server", "server_port", "t"}
     {"event": "request", "id", "path"}  {"event": "sent", "id", "bytes"}  {"event": "close", "id", "error"}
 
-Run as `python -m softunicast.lab.servers --log FILE --web A:P,... --echo A:P,...`; writes "ready" when all
-listen.
+IPv6 peers are written [ADDRESS]:PORT.
+
+Run as `python -m softunicast.lab.servers --log FILE --web A:P,... --echo A:P,...` (IPv6 too without brackets: the last
+colon counts); writes "ready" when all listen.
 """
 
 from __future__ import annotations
@@ -77,7 +79,7 @@ class Servers:
 
     def listen(self, address: str, port: int, *, web: bool) -> None:
         """Listen on TCP. OSError when the address is not here or taken."""
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        listener = socket.socket(_family(address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((address, port))
         listener.listen(BACKLOG)
@@ -86,7 +88,7 @@ class Servers:
 
     def receive(self, address: str, port: int) -> None:
         """Echo UDP on an address of its own, so that answers come from where they were asked."""
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        sock = socket.socket(_family(address), socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         sock.bind((address, port))
         self._datagrams[sock.fileno()] = sock
@@ -111,7 +113,7 @@ class Servers:
     def _accept(self, listener: socket.socket, web: bool) -> None:
         for _ in range(ACCEPTS_PER_TURN):
             try:
-                sock, (peer, port) = listener.accept()
+                sock, (peer, port, *_) = listener.accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -122,9 +124,9 @@ class Servers:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._count += 1
-            connection = Connection(sock, self._count, f"{peer}:{port}", web)
+            connection = Connection(sock, self._count, _place(peer, port), web)
             self._connections[sock.fileno()] = connection
-            server, server_port = sock.getsockname()
+            server, server_port, *_ = sock.getsockname()
             self._note(
                 event="open",
                 id=self._count,
@@ -262,12 +264,20 @@ class Servers:
     def _echo_datagrams(self, sock: socket.socket) -> None:
         for _ in range(ACCEPTS_PER_TURN):
             try:
-                data, (peer, port) = sock.recvfrom(65535)
-                sock.sendto(f"{peer}:{port} ".encode() + data, (peer, port))
+                data, peer = sock.recvfrom(65535)
+                sock.sendto(f"{_place(*peer[:2])} ".encode() + data, peer)
             except BlockingIOError:
                 return
             except OSError:
                 continue  # an ICMP error that came back for an earlier answer
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def _place(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _places(text: str) -> list[tuple[str, int]]:
