@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from softunicast.kernel.abi import Counter, Drop
+from softunicast.lab.topology import NODES
 from tests.support.fleet_lab import FleetLab, fleet_lab
 
 BYTES = 500_000
@@ -23,7 +24,7 @@ def lab() -> Iterator[FleetLab]:
 
 
 def test_downloads_through_the_wrong_server(lab: FleetLab) -> None:
-    before = {node: lab.stats(node) for node in ("lhr1", "lhr2")}
+    before = {node: lab.stats(node) for node in NODES}
     with lab.capture() as capture:
         for where in ("c1", "t1", "lhr1", "lhr2") * 4:
             # Each to a destination of its own: what one sender has learned is not to help the next.
@@ -35,7 +36,7 @@ def test_downloads_through_the_wrong_server(lab: FleetLab) -> None:
             assert done.stdout == str(BYTES), done.stderr
     report = capture.report()
     assert report.ok, report.problems()
-    after = {node: lab.stats(node) for node in ("lhr1", "lhr2")}
+    after = {node: lab.stats(node) for node in NODES}
     told = sum(after[node][0][Drop.TOO_BIG] - before[node][0][Drop.TOO_BIG] for node in after)
     carried = sum(after[node][1][Counter.CARRIED_OUT] - before[node][1][Counter.CARRIED_OUT] for node in after)
     assert told > 0, "no answer came to the wrong server: the test shows nothing"

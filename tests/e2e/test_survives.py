@@ -110,7 +110,7 @@ def test_killed_during_forty_transfers(lab: FleetLab) -> None:
         "all forty came through",
     )
 
-    lab.start_agents()
+    lab.start_agents(NODES)
     found = ["not looked yet"]
 
     def as_before() -> bool:

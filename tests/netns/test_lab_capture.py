@@ -32,6 +32,8 @@ OWNERS = [
 def lab() -> Iterator[Lab]:
     with Lab(f"cap{os.getpid()}", agents=False) as made:
         made.node("lhr1").run(["ip", "address", "add", f"{ADDRESS}/32", "dev", "lo"], check=True)
+        # A metric of their own: before BIRD's.
+        made.node("inet").run(["ip", "route", "replace", "198.51.100.0/24", "via", "192.0.2.1"], check=True)
         made.node("r1").run(["ip", "route", "replace", "198.51.100.0/24", "via", "10.0.1.11"], check=True)
         yield made
 

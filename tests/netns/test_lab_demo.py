@@ -20,7 +20,7 @@ def demonstrate(prefix: str) -> tuple[int, str]:
         status = demo.demonstrate(prefix, console=Console(file=text, width=60))
     finally:
         left = list(build.namespaces(prefix)), [traces(plan_name(prefix, node)) for node in NODES]
-    assert left == ([], [[], []])
+    assert left == ([], [[] for _ in NODES])
     return status, text.getvalue()
 
 

@@ -41,8 +41,8 @@ def test_every_device_and_address_drawn_is_in_the_kernel_and_no_other(lab: Lab) 
     found = set()
     for name in lab.topology.namespaces:
         for device, link in links(lab, name).items():
-            addresses = [f"{a['local']}/{a['prefixlen']}" for a in link["addr_info"] if a["family"] == "inet"]
-            kept = [address for address in addresses if address != "127.0.0.1/8"]
+            addresses = [f"{a['local']}/{a['prefixlen']}" for a in link["addr_info"] if a["scope"] != "link"]
+            kept = [address for address in addresses if address not in ("127.0.0.1/8", "::1/128")]
             if device != "lo" or kept:
                 found.add((name, device, ""))
             found |= {(name, device, address) for address in kept}
@@ -65,13 +65,13 @@ def test_every_line_drawn_joins_the_two_devices_it_touches(lab: Lab) -> None:
 
 def test_neighbours_answer_over_every_line(lab: Lab) -> None:
     for link in lab.topology.links:
-        target = str(link.lower.addresses[0].ip)
-        done = lab.node(link.upper.namespace).run(["ping", "-n", "-c", "1", "-W", "2", target])
-        assert done.returncode == 0, f"{link.upper.namespace} to {target}: {done.stdout}"
+        for address in link.lower.addresses:
+            done = lab.node(link.upper.namespace).run(["ping", "-n", "-c", "1", "-W", "2", str(address.ip)])
+            assert done.returncode == 0, f"{link.upper.namespace} to {address}: {done.stdout}"
 
 
-def test_the_line_to_the_internet_has_final_checksums_and_wire_size(lab: Lab) -> None:
-    for name, device in (("r1", "inet0"), ("inet", "r0")):
+def test_the_lines_to_the_internet_have_final_checksums_and_wire_size(lab: Lab) -> None:
+    for name, device in (("r1", "inet0"), ("inet", "r1"), ("r2", "inet0"), ("inet", "r2")):
         features = lab.node(name).run(["ethtool", "-k", device], check=True).stdout
         for feature in (
             "tx-checksumming",
@@ -82,15 +82,42 @@ def test_the_line_to_the_internet_has_final_checksums_and_wire_size(lab: Lab) ->
             assert f"{feature}: off" in features
 
 
-def test_the_router_spreads_by_flow_and_the_internet_knows_nothing_inside(lab: Lab) -> None:
-    routes = lab.node("r1").run(["ip", "route", "show", "198.51.100.0/24"]).stdout
-    assert "10.0.1.11" in routes and "10.0.1.12" in routes
+@pytest.mark.parametrize(
+    ("router", "address", "hops"),
+    [
+        ("r1", "198.51.100.10", {"10.0.1.11", "10.0.1.12"}),
+        ("r2", "198.51.100.10", {"10.0.2.11", "10.0.2.12"}),
+        ("r1", "2001:db8:100::10", {"fd00:1::11", "fd00:1::12"}),
+        ("r2", "2001:db8:100::10", {"fd00:2::11", "fd00:2::12"}),
+    ],
+)
+def test_each_router_spreads_by_flow_over_its_own_nodes(lab: Lab, router: str, address: str, hops: set[str]) -> None:
+    assert set(lab.next_hops(router, "2001:db8:100::/48" if ":" in address else "198.51.100.0/24")) == hops
     chosen = set()
     for port in range(9000, 9040):
-        asked = ["ip", "route", "get", "198.51.100.10", "ipproto", "tcp", "sport", "443", "dport", str(port)]
-        chosen.add(lab.node("r1").run(asked, check=True).stdout.split(" via ")[1].split()[0])
-    assert chosen == {"10.0.1.11", "10.0.1.12"}
-    assert lab.node("inet").run(["ip", "route", "get", "10.64.1.2"]).returncode != 0
+        asked = ["ip", "route", "get", address, "ipproto", "tcp", "sport", "443", "dport", str(port)]
+        chosen.add(lab.node(router).run(asked, check=True).stdout.split(" via ")[1].split()[0])
+    assert chosen == hops
+
+
+def test_the_internet_prefers_cdg_and_knows_nothing_inside(lab: Lab) -> None:
+    assert lab.next_hops("inet", "198.51.100.0/24") == ["192.0.2.5"]
+    assert lab.next_hops("inet", "2001:db8:100::/48") == ["2001:db8:e:2::1"]
+    offered = lab.birdc("inet", "show", "route", "for", "198.51.100.0/24", "all")
+    assert "BGP.as_path: 65001 65001 65001" in offered and "BGP.as_path: 65001\n" in offered, offered
+    for inside in ("10.64.1.2", "10.0.1.11", "fd64:1::2", "fd00:1::11"):
+        assert lab.node("inet").run(["ip", "route", "get", inside]).returncode != 0
+
+
+def test_without_its_nodes_a_site_hands_on_to_the_other(lab: Lab) -> None:
+    for node in ("cdg1", "cdg2"):
+        lab.birdc(node, "disable", "uplink")
+    try:
+        wait_until(lambda: lab.next_hops("r2", "198.51.100.0/24") == ["10.9.0.1"], 10, "r2 hands on to r1")
+    finally:
+        for node in ("cdg1", "cdg2"):
+            lab.birdc(node, "enable", "uplink")
+    lab.wait_routes()
 
 
 def test_the_web_server_says_and_logs_whom_it_saw(lab: Lab) -> None:
@@ -184,7 +211,7 @@ def test_entering_is_for_this_thread_and_comes_back(lab: Lab) -> None:
     with lab.enter("c1"):
         inside = Path("/proc/thread-self/ns/net").readlink()
     assert inside != Path("/proc/thread-self/ns/net").readlink()
-    with pytest.raises(UsageError, match="no 'nowhere' here; there are inet, r1, lhr1"):
+    with pytest.raises(UsageError, match="no 'nowhere' here; there are inet, r1, r2, lhr1"):
         lab.node("nowhere")
 
 
@@ -198,7 +225,7 @@ def test_it_comes_and_goes_quickly_beside_another(lab: Lab) -> None:
     finally:
         going = time.monotonic()
         other.down()
-    assert came - began < 4
+    assert came - began < 6
     assert time.monotonic() - going < 2
     assert lab.is_up()
     assert left_of(other.prefix) == []
@@ -229,7 +256,7 @@ def test_what_a_killed_maker_left_goes_with_down() -> None:
         assert Lab(prefix, agents=False).is_up()
         with Lab(prefix, agents=False) as again:
             assert again.is_up()
-            assert len(build.processes([again.node("inet").netns])) == 2
+            assert len(build.processes([again.node("inet").netns])) == 3
         assert left_of(prefix) == []
         subprocess.run([sys.executable, "-c", MAKER, prefix], check=False)
         assert left_of(prefix) != []
@@ -262,7 +289,7 @@ def test_the_command_line(capfd: pytest.CaptureFixture[str]) -> None:
         assert "is up already" in capfd.readouterr().err
         assert softunicast(["lab", "status", "--json", "--prefix", prefix]) == 0
         status = json.loads(capfd.readouterr().out)
-        assert status["up"] and len(status["processes"]["inet"]) == 2
+        assert status["up"] and len(status["processes"]["inet"]) == 3
         assert softunicast(["lab", "capture", "--prefix", prefix, "nowhere"]) == 2
         capfd.readouterr()
     finally:

@@ -14,8 +14,8 @@ from softunicast.kernel.abi import Claim, Counter, Drop, Flow
 from softunicast.kernel.maps import Map
 from softunicast.kernel.nodes import map_pin
 from softunicast.kernel.stats import sum_percpu
-from softunicast.lab.capture import Capture
 from softunicast.lab.lab import Lab
+from softunicast.lab.topology import NODES
 
 FRESH = [f"203.0.113.{last}" for last in range(100, 180)]
 WEB_PORT = 443
@@ -46,7 +46,7 @@ class FleetLab(Lab):
                 digits = len(rest) - len(rest.lstrip("0123456789"))
                 text = f"{head}{name}: {value}{rest[digits:]}"
             self.plan_path.write_text(text, encoding="utf-8")
-            for node in ("lhr1", "lhr2"):
+            for node in NODES:
                 self.node(node).run(["ip", "link", "set", "eth0", "mtu", str(self._rack_mtu)], check=True)
             inet = self.node("inet")
             inet.run(["ip", "-batch", "-"], input="".join(f"addr add {a}/32 dev lo\n" for a in FRESH), check=True)
@@ -75,10 +75,6 @@ class FleetLab(Lab):
     def fresh(self) -> str:
         """A destination that no flow of this lab has gone to."""
         return next(self._fresh)
-
-    def capture(self) -> Capture:
-        """Everything between router and internet."""
-        return Capture(self)
 
     def stats(self, node: str) -> tuple[dict[Drop, int], dict[Counter, int]]:
         """Drops and counters of a node since its agent was first started."""

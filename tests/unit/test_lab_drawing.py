@@ -28,6 +28,36 @@ SMALL = """
 """
 
 
+ACROSS = """
+┌───────────────────┐              ┌───────────────────┐
+│ a                 ├x─ mtu 9000 ─y┤ b                 │
+│ x 10.0.0.1/24     │              │ y 10.0.0.2/24     │
+└─────────┬─────────┘              └───────────────────┘
+    up fd01::1/64
+      10.1.0.1/24
+          │
+         eth0
+      10.1.0.2/24
+     fd01::2/64
+      ┌───┴───┐
+      │ c     │
+      └───────┘
+"""
+
+
+def test_lines_across_and_addresses_below_their_device() -> None:
+    down, across = read_drawing(ACROSS).links
+    assert [str(address) for address in down.upper.addresses] == ["fd01::1/64", "10.1.0.1/24"]
+    assert [str(address) for address in down.lower.addresses] == ["10.1.0.2/24", "fd01::2/64"]
+    assert (across.upper.namespace, across.lower.namespace, across.mtu) == ("a", "b", 9000)
+    assert [str(address) for address in (*across.upper.addresses, *across.lower.addresses)] == [
+        "10.0.0.1/24",
+        "10.0.0.2/24",
+    ]
+    with pytest.raises(DrawingError, match="ends in nothing"):
+        read_drawing(ACROSS.replace("┤", "│"))
+
+
 def test_boxes_lines_and_labels() -> None:
     read = read_drawing(SMALL)
     assert read.namespaces == ("a", "b", "c")
@@ -62,7 +92,10 @@ def test_a_broken_drawing_is_refused(old: str, new: str) -> None:
 def test_the_labs_drawing() -> None:
     read = topology()
     assert set(NODES) < set(read.namespaces)
-    assert sum(link.tunnel for link in read.links) == 2
+    assert sum(link.tunnel for link in read.links) == 3
+    backbone = read.links[-1]
+    assert (backbone.upper.namespace, backbone.lower.namespace, backbone.mtu) == ("r1", "r2", 1600)
+    assert [str(address) for address in backbone.lower.addresses] == ["10.9.0.2/30", "fd00:9::2/64"]
     assert all(len(line) <= 100 and line == line.rstrip() for line in DRAWING.splitlines())
     macs = [mac(end.namespace, end.device) for end in read.ends()]
     assert len(set(macs)) == len(macs)
@@ -76,10 +109,10 @@ def test_the_documentation_shows_the_same() -> None:
 @pytest.mark.parametrize("prefix", ["su", "t1"])
 def test_the_labs_plan_agrees_with_its_drawing(prefix: str) -> None:
     plan = load_plan(plan_text(prefix), "plan.yaml")
-    facts = {(namespace, device): address for namespace, device, address in topology().facts() if address}
+    facts = {(end.namespace, end.device): [str(address.ip) for address in end.addresses] for end in topology().ends()}
     for site in plan.sites.values():
         for node in site.nodes.values():
             where = node.name.removeprefix(f"{prefix}-")
-            assert facts[where, node.uplinks[0]].split("/")[0] == str(node.underlay)
+            assert facts[where, node.uplinks[0]][0] == str(node.underlay)
             for ramp in node.onramps.values():
-                assert facts[where, ramp.device].split("/")[0] == str(ramp.gateway4)
+                assert facts[where, ramp.device] == [str(ramp.gateway4), str(ramp.gateway6)]

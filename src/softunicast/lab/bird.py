@@ -6,9 +6,9 @@
     nodes  AS 65101.. announce the fleet's prefixes to their site's router
 
 A router prefers what its own nodes announce (eBGP before iBGP, RFC 4271 section 9.1.2.2) and spreads over all of
-them (`merge paths`); without any, it hands on to the other site over the backbone. One session carries both families. BFD (RFC
-5880) notices within a second that a neighbour is gone; it is not quicker, so that a machine under load does not lose
-its neighbours. Configuration: the BIRD 2.0 manual.
+them (`merge paths`); without any, it hands on to the other site over the backbone. One session carries both
+families. BFD (RFC 5880) notices within a second that a neighbour is gone; it is not quicker, so that a machine under
+load does not lose its neighbours. Configuration: the BIRD 2.0 manual.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ FLEET_AS: Final = 65001
 NODE_AS: Final = {node: 65101 + number for number, node in enumerate(facts.NODES)}
 SPEAKERS: Final = ("inet", "r1", "r2", *facts.NODES)
 BFD: Final = "min rx interval 200 ms; min tx interval 200 ms; multiplier 4"
-TIMERS: Final = "bfd on; connect delay time 1; connect retry time 2; error wait time 1, 4; hold time 30; keepalive time 10;"
+TIMERS: Final = (
+    "bfd on; connect delay time 1; connect retry time 2; error wait time 1, 4; hold time 30; keepalive time 10;"
+)
 FIRST_OF_FEED: Final = int(IPv4Address("16.0.0.0"))
 
 
@@ -93,7 +95,8 @@ def _internet(folder: Path) -> Iterator[str]:
     yield from ("protocol static feed { ipv4;", f'include "{feed_path(folder)}";', "}")
     for router, address, neighbour in (("r1", "192.0.2.2", "192.0.2.1"), ("r2", "192.0.2.6", "192.0.2.5")):
         channels = " ".join(
-            f"{_family(version)} {{ import all; export where source = RTS_STATIC; next hop self; }};" for version in (4, 6)
+            f"{_family(version)} {{ import all; export where source = RTS_STATIC; next hop self; }};"
+            for version in (4, 6)
         )
         yield (
             f"protocol bgp {router} {{ local {address} as {INTERNET_AS}; neighbor {neighbour} as {FLEET_AS}; "
@@ -119,9 +122,7 @@ def _router(name: str) -> Iterator[str]:
         )
     yield (
         f"protocol bgp inet {{ local 192.0.2.{line + 1} as {FLEET_AS}; neighbor 192.0.2.{line + 2} as {INTERNET_AS}; "
-        f"{TIMERS} "
-        + " ".join(f"{_family(v)} {{ import all; export filter to_internet{v}; }};" for v in (4, 6))
-        + " }"
+        f"{TIMERS} " + " ".join(f"{_family(v)} {{ import all; export filter to_internet{v}; }};" for v in (4, 6)) + " }"
     )
     other = "r2" if name == "r1" else "r1"
     mine, theirs = ("10.9.0.1", "10.9.0.2") if name == "r1" else ("10.9.0.2", "10.9.0.1")

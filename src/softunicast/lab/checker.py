@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final
 
-from softunicast.wire.checksum import ones_sum
+from softunicast.wire.checksum import ICMPV6, ones_sum
 from softunicast.wire.packet import NAMES, Malformed, Packet, checksum_errors, parse
 from softunicast.wire.pcap import read_pcap
 
@@ -147,6 +147,14 @@ def check(
     return judge.report
 
 
+def _stays_on_the_line(frame: bytes) -> bool:
+    """IPv6 that is no traffic: link-local, without source, multicast, neighbour discovery (hop limit 255, RFC 4861)."""
+    source, destination = frame[22:38], frame[38:54]
+    if source[:2] == b"\xfe\x80" or destination[:2] == b"\xfe\x80" or destination[:1] == b"\xff":
+        return True
+    return not any(source) or (frame[20] == ICMPV6 and frame[21] == 255 and 133 <= frame[54] <= 137)
+
+
 class _Judge:
     def __init__(
         self,
@@ -245,6 +253,9 @@ class _Judge:
         if kind not in (IPV4_ETHERTYPE, IPV6_ETHERTYPE):
             report.other_frames += 1
             return
+        if kind == IPV6_ETHERTYPE and _stays_on_the_line(frame):
+            report.other_frames += 1
+            return
         report.packets += 1
         sender = frame[6:12]
         try:
@@ -277,8 +288,6 @@ class _Judge:
     def _judge_sent(self, packet: Packet, node: str | None) -> None:
         if any(packet.destination in network for network in self._ignored):
             return
-        if packet.version == 6 and (packet.source.is_link_local or packet.destination.is_multicast):
-            return  # neighbour discovery and the like stay on the line
         if any(packet.source in network for network in self._fleet):
             why = self._why_outside(packet, node)
             if why:

@@ -48,7 +48,7 @@ class DemoLab(Lab):
     """The lab with a pool of one address, so that nobody has a choice."""
 
     def plan_text(self) -> str:
-        return super().plan_text().replace("[198.51.100.10-198.51.100.11]", f"[{ADDRESS}]")
+        return super().plan_text().replace("[198.51.100.10-198.51.100.11,", f"[{ADDRESS},")
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,10 +201,10 @@ def judge_ping(deed: Deed, out: str, seen: dict[int, str], mark: int) -> None:
 
 def pings_seen(pcap: bytes) -> dict[int, str]:
     """Last byte of an echo request's payload -> source and id, from the router's capture."""
-    router = bytes.fromhex(facts.mac(*facts.INTERNET_SIDE).replace(":", ""))
+    routers = [bytes.fromhex(facts.mac(*side).replace(":", "")) for side in facts.INTERNET_SIDES]
     seen = {}
     for _, frame, _ in read_pcap(pcap).frames():
-        if frame[6:12] == router and frame[12:14] == b"\x08\x00" and frame[23] == 1:
+        if frame[6:12] in routers and frame[12:14] == b"\x08\x00" and frame[23] == 1:
             packet = parse(frame[14:])
             if packet.is_echo_request:
                 seen[frame[-1]] = f"{packet.source} id {packet.icmp_id}"

@@ -3,8 +3,8 @@
 
 A box is a network namespace. Its first line is the namespace's name, what follows the name is a remark. A
 later line `DEVICE ADDRESS...` (at least one address, each with or without `/length`) gives addresses of a
-device: `lo`, `brN`, a bridge, or the box's end of a link; several lines of one device add up. A line that begins with `#`
-is a remark.
+device: `lo`, `brN`, a bridge, or the box's end of a link; several lines of one device add up. A line that begins
+with `#` is a remark.
 
 A vertical line from a `┬` in the lower edge of one box to the `┴` in the upper edge of another is a link. On
 its way it passes through labels (text that covers the line's column): the first is the device in the upper

@@ -43,6 +43,6 @@ def inject_behind_guard(
     The default port 1 is in no slice at all: ports 0-1023 are never given out.
     """
     packet = udp(source, port, destination, destination_port, b"positive control")
-    frame = ethernet(facts.mac("r1", "br0"), facts.mac(host.name, "eth0"), packet)
+    frame = ethernet(facts.mac(facts.router_of(host.name), "br0"), facts.mac(host.name, "eth0"), packet)
     send_frame(host, "eth0", frame, bypass=True)
     return frame

@@ -277,7 +277,8 @@ class Lab:
         return [
             "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts",
             "--user=root", "--pid-file=",
-            "--bind-interfaces", f"--listen-address={facts.DNS},{facts.DNS6}", "--log-queries=extra", "--log-facility=-", *names,
+            "--bind-interfaces", f"--listen-address={facts.DNS},{facts.DNS6}",
+            "--log-queries=extra", "--log-facility=-", *names,
         ]  # fmt: skip
 
     def _resolves(self) -> bool:
@@ -364,11 +365,11 @@ class Lab:
         """node(name).enter()"""
         return self.node(name).enter()
 
-    def capture(self, place: str = "internet", *, path: Path | None = None) -> Capture:
+    def capture(self, place: str = "internet", *, folder: Path | None = None) -> Capture:
         """A capture at both routers, on their "internet" sides or in the "rack"s; see softunicast.lab.capture."""
         from .capture import Capture
 
-        return Capture(self, place, path=path)
+        return Capture(self, place, folder=folder)
 
     def web_log(self) -> list[Seen]:
         """Every TCP connection the internet's servers saw so far, in order."""

@@ -2,16 +2,16 @@
 """The lab's network: the drawing (which is what is built), and what a drawing cannot say: routes, sysctls,
 the plan. Who speaks BGP to whom is in `bird.py`.
 
-Both sites announce the fleet's prefixes; the internet's best path leads to cdg, so that every answer to lhr comes to the
-wrong site. Each router spreads over its site's nodes by a hash of the flow (`fib_multipath_hash_policy=1`), so
-that half of the answers to cdg come to the wrong node. The internet has no route to 10.0.0.0/8 and fd00::/8: nothing that
-left unrewritten can be answered. On the lines between routers and internet checksum offload, GSO, TSO and GRO are
+Both sites announce the fleet's prefixes; the internet's best path leads to cdg, so that every answer to lhr comes to
+the wrong site. Each router spreads over its site's nodes by a hash of the flow (`fib_multipath_hash_policy=1`), so
+that half of the answers to cdg come to the wrong node. The internet has no route to 10.0.0.0/8 and fd00::/8: nothing
+that left unrewritten can be answered. On the lines between routers and internet checksum offload, GSO, TSO and GRO are
 off, so that captures at `inet0` see final checksums and packets of wire size.
 """
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
 from .drawing import Topology, read_drawing
@@ -161,6 +161,7 @@ CLIENTS: Final[dict[str, tuple[str, ...]]] = {
 }
 POOL_OF_SITE: Final = {"lhr": "gb", "cdg": "fr"}
 
+
 def topology() -> Topology:
     """What DRAWING says."""
     return read_drawing(DRAWING)
@@ -185,7 +186,8 @@ def plan_text(prefix: str) -> str:
     """
     lhr1, lhr2 = (plan_name(prefix, node) for node in SITES["lhr"])
     sites = "".join(
-        f"  {site}:\n    nodes:\n" + "".join(_node_text(prefix, node) for node in nodes) for site, nodes in SITES.items()
+        f"  {site}:\n    nodes:\n" + "".join(_node_text(prefix, node) for node in nodes)
+        for site, nodes in SITES.items()
     )
     return f"""\
 # The lab's plan. Written by `softunicast lab up`; every change is lost with the lab.

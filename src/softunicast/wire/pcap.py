@@ -67,3 +67,17 @@ def write_pcap(frames: list[tuple[int, bytes]]) -> bytes:
         for time, frame in frames
     ]
     return head + b"".join(parts)
+
+
+def merge_pcaps(captures: list[bytes]) -> bytes:
+    """Several captures as one, by time; a single one as it is. NotPcap."""
+    if len(captures) == 1:
+        return captures[0]
+    records = [(time, frame, wire) for capture in captures for time, frame, wire in read_pcap(capture).frames()]
+    records.sort(key=lambda record: record[0])
+    head = struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 262144, ETHERNET)
+    parts = [
+        struct.pack("<IIII", time // 1_000_000_000, time % 1_000_000_000, len(frame), wire) + frame
+        for time, frame, wire in records
+    ]
+    return head + b"".join(parts)
