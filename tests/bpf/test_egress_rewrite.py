@@ -16,7 +16,7 @@ from softunicast.wire.craft import echo, icmp_error, tcp, udp
 from softunicast.wire.packet import parse
 from tests.bpf.egress_bench import REDIRECT, Bench, bench
 from tests.support.dataplane import CLIENT, CLIENT6, SERVER, SERVER6, SLICE, SLICE6
-from tests.support.packets import ACK, SYN, extension, fragment6, header6, routing
+from tests.support.packets import ACK, SYN, extension, fragment6, header4, header6, routing
 
 SOURCES = Path(__file__).parents[2] / "bpf"
 KNOWING = "if (!bpf_cast_to_kern_ctx)"
@@ -140,6 +140,53 @@ def test_icmp6_errors_both_ways(b: Bench, proto: str) -> None:
     ran = b.out(icmp_error(CLIENT6, SERVER6, 1, 4, back(CLIENT6, 4000)))
     assert ran.verdict == REDIRECT
     assert ran.packet.quoted == parse(back(SLICE6, port), quoted=True)
+    assert b.plane.drops() == {}
+
+
+def bare_udp(source: str, sport: int, target: str, dport: int, ttl: int) -> bytes:
+    """Without a checksum."""
+    whole = udp(source, sport, target, dport, b"odd", ttl=ttl)
+    at = 26 if whole[0] >> 4 == 4 else 46
+    return whole[:at] + b"\0\0" + whole[at + 2 :]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_udp_without_checksum_stays_without(b: Bench, version: int) -> None:
+    """In quotations too. IPv6 has such in tunnels (RFC 6935)."""
+    client, server, outside = (CLIENT, SERVER, SLICE) if version == 4 else (CLIENT6, SERVER6, SLICE6)
+    ran = b.out(bare_udp(client, 40000, server, 443, 64))
+    port = b.the_claim()[0].local_port
+    assert ran.data[14:] == bare_udp(outside, port, server, 443, 63)
+    assert b.back(bare_udp(server, 443, outside, port, 50)).data[14:] == bare_udp(server, 443, client, 40000, 49)
+    kind = (3, 3) if version == 4 else (1, 4)
+    ran = b.back(icmp_error(server, outside, *kind, bare_udp(outside, port, server, 443, 50)))
+    assert ran.data.endswith(bare_udp(client, 40000, server, 443, 50))
+    assert ran.packet.is_error
+    assert b.plane.drops() == {}
+
+
+@pytest.mark.parametrize("size", [4, 40])
+@pytest.mark.parametrize("proto", ["tcp", "udp", "echo"])
+def test_ip4_options_are_kept(b: Bench, proto: str, size: int) -> None:
+    def make(source: str, sport: int, target: str, dport: int, ttl: int, reply: bool = False) -> bytes:
+        if proto == "tcp":
+            packet = tcp(source, sport, target, dport, b"odd", flags=SYN | (ACK if reply else 0), ttl=ttl)
+        elif proto == "udp":
+            packet = udp(source, sport, target, dport, b"odd", ttl=ttl)
+        else:
+            packet = echo(source, target, dport if reply else sport, reply=reply, ttl=ttl)
+        return header4(packet, options=b"\x94\x04\0\0" + b"\x01" * (size - 4))
+
+    for _ in range(2):
+        ran = b.out(make(CLIENT, 40000, SERVER, 443, 64))
+        port = b.the_claim()[0].local_port
+        assert ran.data[14:] == make(SLICE, port, SERVER, 443, 63)
+    ran = b.back(make(SERVER, 443, SLICE, port, 50, reply=True))
+    assert ran.data[14:] == make(SERVER, 443, CLIENT, 40000, 49, reply=True)
+    error = header4(icmp_error("203.0.113.9", SLICE, 11, 0, make(SLICE, port, SERVER, 443, 1)), options=b"\x01" * 8)
+    ran = b.back(error)
+    assert ran.data.endswith(make(CLIENT, 40000, SERVER, 443, 1))
+    assert str(ran.packet.destination) == CLIENT
     assert b.plane.drops() == {}
 
 
