@@ -32,6 +32,10 @@ check: setup ## lint, format, types, rules of dependency
 quick: ## the inner loop: pure tests, no root, seconds
 	@$(PY) -m pytest -q tests/unit tests/property -x
 
+.PHONY: fuzz
+fuzz: setup ## damaged packets for the parsers; make fuzz SECONDS=600 (root)
+	@$(PY) -m tests.fuzz.fuzz --seconds $(or $(SECONDS),10)
+
 .PHONY: bench
 bench: setup ## measure against peers in one run; writes docs/performance.md (root, minutes)
 	@$(PY) -m bench --write docs/performance.md

@@ -32,7 +32,7 @@ from typing import Final
 
 from softunicast.kernel.abi import GUE_FINAL, NONE, Address, Drop, List, Node, Owner, Prefix, Settings, Uplink
 from softunicast.kernel.abi_util import MAPPED
-from softunicast.wire.extension import CutOff, follow
+from softunicast.wire.extension import EXTENSIONS, CutOff, follow
 
 ETHERNET: Final = 14
 IP4_HEADER: Final = 20
@@ -128,6 +128,8 @@ class Packet:
     ttl: int = 0
     tos: int = 0
     total: int = 0
+    layer4: int = 0
+    """Offset in the frame, 0: unknown."""
     options: bool = False
     fragment: bool = False
     ports: tuple[int, int] | None = None
@@ -175,6 +177,7 @@ def _parse_ip4(packet: Packet) -> int | None:
         raise _ShortError
     packet.source, packet.target = MAPPED + header[12:16], MAPPED + header[16:20]
     packet.fragment = bool(fragment & 0x3FFF)
+    packet.layer4 = packet.offset + length
     return None if fragment & 0x1FFF else packet.offset + length
 
 
@@ -191,7 +194,8 @@ def _parse_ip6(packet: Packet) -> int | None:
     except CutOff:
         raise _ShortError from None
     packet.proto, packet.fragment = chain.proto, chain.is_fragment
-    packet.options = chain.offset > packet.offset + IP6_HEADER
+    packet.options = header[6] in EXTENSIONS
+    packet.layer4 = chain.offset
     return None if chain.fragment_offset else chain.offset
 
 
