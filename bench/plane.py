@@ -55,6 +55,7 @@ UDP: Final = 17
 MAP_SIZES: Final = {"flows": 1 << 18, "origin": 1 << 17, "slots": 1 << 19, "owners": 1 << 16, "crowds": 4096}
 POLICY: Final = Policy(flags=PolicyFlag.SET, pool=POOL)
 SETTINGS: Final = Settings(
+    site=1,
     full_ns=50_000_000,
     node=ME,
     mark=0x00100000,

@@ -49,6 +49,11 @@ SEC("tc") int su_steer_tc(struct __sk_buff *skb)
 		goto drop;
 	}
 	if (su_is_gue(&p)) {
+		err = su_tc_probe(skb, &p);
+		if (err < 0)
+			goto drop;
+		if (err != SU_NOT_PROBE)
+			return err == SU_PROBE_TO_STACK ? TC_ACT_UNSPEC : err;
 		err = su_tc_decap(skb, &p, &final);
 		if (err)
 			goto drop;
@@ -160,13 +165,24 @@ static __always_inline int su_xdp_carry(struct xdp_md *ctx, const struct su_pkt 
 		ip->check = su_csum_replace2(su_csum_replace2(ip->check, was4, word[4]), was0, word[0]);
 	}
 	su_outer_fill(data + SU_STEER_L2_LEN, underlay.w[3], to, settings.gue_port, p->tot_len,
-		      p->flags & SU_PKT_IP6 ? IPPROTO_IPV6 : IPPROTO_IPIP, tos, su_entropy(p), seen != NULL);
+		      p->flags & SU_PKT_IP6 ? IPPROTO_IPV6 : IPPROTO_IPIP, tos, su_flow_hash(p), seen != NULL);
 	su_count_bh(su_stats_get(), SU_COUNT_CARRIED_OUT, 1);
 	if (seen)
 		su_count_bh(su_stats_get(), SU_COUNT_CARRIED_IN, 1);
 	if (fib.ifindex == ctx->ingress_ifindex)
 		return XDP_TX;
 	return bpf_redirect(fib.ifindex, 0);
+}
+
+/* tc behind answers it. */
+static __always_inline bool su_xdp_is_probe(void *data, void *data_end, const struct su_pkt *p)
+{
+	__u8 *first = data + SU_STEER_L2_LEN + sizeof(struct iphdr) + sizeof(struct udphdr);
+
+	if (p->flags & SU_PKT_IP6)
+		first += sizeof(struct ipv6hdr) - sizeof(struct iphdr);
+	return (void *)(first + sizeof(struct su_probe)) <= data_end && *first == SU_GUE_CONTROL &&
+	       !(p->flags & (SU_PKT_OPTIONS | SU_PKT_FRAG));
 }
 
 SEC("xdp") int su_steer(struct xdp_md *ctx)
@@ -188,6 +204,8 @@ SEC("xdp") int su_steer(struct xdp_md *ctx)
 		goto drop;
 	}
 	if (su_is_gue(&p)) {
+		if (su_xdp_is_probe(data, data_end, &p))
+			return XDP_PASS;
 		err = su_gue_accept(data, data_end, bpf_xdp_get_buff_len(ctx), false, &p, &seen);
 		if (err)
 			goto drop;

@@ -14,7 +14,7 @@
 
 #include <linux/types.h>
 
-#define SU_ABI_VERSION 1
+#define SU_ABI_VERSION 2
 
 #define SU_NONE 0xffffffffu	/* no slice, no node, no pool, no slot */
 
@@ -196,12 +196,15 @@ struct su_onramp {
 };
 _Static_assert(sizeof(struct su_onramp) == 80, "su_onramp");
 
-/* Value of `addresses` (hash by su_addr): an address of the fleet. */
+/*
+ * Value of `addresses` (hash by su_addr): an address of the fleet, written as one 64-bit word. An address of another
+ * site has no owners here (base and shift are 0): any node of that site knows them.
+ */
 struct su_address {
 	__u32 base;		/* owner of port p: owners[base + (p >> shift)] */
 	__u8 shift;		/* 0..16 */
 	__u8 pad;
-	__u16 site;
+	__u16 site;		/* index in `sites` */
 };
 _Static_assert(sizeof(struct su_address) == 8, "su_address");
 
@@ -212,10 +215,25 @@ struct su_owner {
 };
 _Static_assert(sizeof(struct su_owner) == 8, "su_owner");
 
+/*
+ * Value of `sites` (array), written as one 64-bit word: where in `site_nodes` (array of node indices) another site's
+ * nodes are. A new list is written beside the old one before the word points to it.
+ */
+struct su_site {
+	__u32 first;
+	__u32 count;		/* 0: no such site */
+};
+_Static_assert(sizeof(struct su_site) == 8, "su_site");
+
 /* Value of `nodes` (array). Key of `peers` (hash) is its underlay address, value its index. */
+enum su_node_flag {
+	SU_NODE_SET = 1,	/* in use */
+	SU_NODE_DOWN = 2,	/* does not answer, or says that it is not fit: another node of its site is asked */
+};
+
 struct su_node {
 	struct su_addr underlay;
-	__u32 flags;		/* 1: in use */
+	__u32 flags;		/* enum su_node_flag; DOWN is written by the prober alone */
 	__u32 pad;
 };
 _Static_assert(sizeof(struct su_node) == 24, "su_node");
@@ -286,8 +304,10 @@ struct su_control {
 	__u32 ready;		/* 0: living sockets not yet adopted, fish claims nothing */
 	__u32 policies;		/* entries in `cgroups`; 0: hooks need not look */
 	__u64 hand;		/* clock hand, index in `slots` modulo its size */
+	__u32 probe_flags;	/* what probes are answered with, enum su_probe_flag */
+	__u32 pad;
 };
-_Static_assert(sizeof(struct su_control) == 16, "su_control");
+_Static_assert(sizeof(struct su_control) == 24, "su_control");
 
 /* What the loader writes into .rodata.settings of every object. Seconds unless named otherwise. */
 struct su_settings {
@@ -308,8 +328,10 @@ struct su_settings {
 	__be16 gue_port;	/* 6080 */
 	__u8 answer_ping;	/* a ping to a slice's address is answered where it arrives */
 	__u8 pad;
+	__u32 site;		/* this node's, index in `sites` */
+	__u32 pad2;
 };
-_Static_assert(sizeof(struct su_settings) == 80, "su_settings");
+_Static_assert(sizeof(struct su_settings) == 88, "su_settings");
 
 /*
  * GUE variant 0, draft-ietf-intarea-gue-09 section 3: 4 bytes, no optional fields, behind UDP.
@@ -323,6 +345,27 @@ struct su_gue {
 	__be16 flags;
 };
 _Static_assert(sizeof(struct su_gue) == 4, "su_gue");
+
+/*
+ * A probe between nodes, to the port of the tunnel: GUE variant 0 with the C bit (a control message, section 3.2). Only
+ * known peers are answered, and by the data plane: addresses and ports swapped, type REPLY, flags from `control`. So it
+ * is the programs that live or do not, whatever the agent does.
+ */
+#define SU_GUE_CONTROL 0x20	/* version_c_hlen of a probe */
+enum su_probe_type {
+	SU_PROBE_TYPE_ASK = 1,
+	SU_PROBE_TYPE_REPLY = 2,	/* goes up to the stack: the prober's socket */
+};
+enum su_probe_flag {
+	SU_PROBE_FLAG_FIT = 1,	/* in a reply: this node steers and wants to be asked */
+};
+struct su_probe {
+	__u8 version_c_hlen;	/* SU_GUE_CONTROL */
+	__u8 type;		/* enum su_probe_type */
+	__be16 flags;		/* enum su_probe_flag */
+	__be32 sequence;	/* echoed */
+};
+_Static_assert(sizeof(struct su_probe) == 8, "su_probe");
 
 /*
  * Drop reasons. Helpers return 0 or -SU_DROP_x; one exit function a program counts. The comment says
@@ -360,7 +403,8 @@ enum su_drop {
 	SU_DROP_HOPS = 28,		/* a client's time to live ran out here (it is told) */
 	SU_DROP_INBOUND_NEW = 29,	/* inbound, would begin a flow on a claim that allows none (a SYN to a client) */
 	SU_DROP_ECN = 30,		/* congestion marked in the tunnel on a packet that cannot say so (RFC 6040) */
-	SU_DROP_MAX = 32,
+	SU_DROP_SITE_DOWN = 31,		/* for another site, none of whose nodes answers */
+	SU_DROP_MAX = 48,
 };
 
 /* Counters. */
@@ -395,7 +439,8 @@ enum su_counter {
 	SU_COUNT_VERIFIED_FULL = 27,	/* exact searches that found nothing */
 	SU_COUNT_STALE_ORIGIN = 28,	/* hints that no longer held */
 	SU_COUNT_ADOPTED = 29,		/* living sockets claimed at start */
-	SU_COUNT_MAX = 32,
+	SU_COUNT_PROBE_ANSWERED = 30,	/* probes of other nodes answered */
+	SU_COUNT_MAX = 48,
 };
 
 /* Value of `stats` (per-CPU array of one). */
@@ -403,7 +448,7 @@ struct su_stats {
 	__u64 drops[SU_DROP_MAX];
 	__u64 counters[SU_COUNT_MAX];
 };
-_Static_assert(sizeof(struct su_stats) == 512, "su_stats");
+_Static_assert(sizeof(struct su_stats) == 768, "su_stats");
 
 /* Value of `last_drops` (array by reason): the last packet that met it. */
 struct su_last_drop {

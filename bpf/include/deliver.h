@@ -147,6 +147,9 @@ static __always_inline int su_uplink_packet(struct __sk_buff *skb, struct su_wor
 	int err;
 
 	if (su_is_gue(p)) {
+		err = su_tc_probe(skb, p);
+		if (err != SU_NOT_PROBE)
+			return err == SU_PROBE_TO_STACK ? SU_PASS : err;
 		err = su_tc_decap(skb, p, &final);
 		if (err)
 			return err;

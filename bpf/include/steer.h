@@ -5,7 +5,9 @@
  * One core (su_steer_where, su_gue_accept, su_carry_check, su_outer_fill), which works on packet pointers and
  * plain values, and two sets of hands: su_tc_encap and su_tc_decap here, those of XDP in steer.bpf.c.
  *
- *   address:port  -> `addresses` (hash) -> `owners[base + (port >> shift)]` (array) -> `nodes` (array)
+ *   address       -> `addresses` (hash): its site
+ *     mine          -> `owners[base + (port >> shift)]` (array) -> `nodes` (array)
+ *     another's     -> `sites` (array) -> `site_nodes` (array), one by the hash of the flow -> `nodes` (array)
  *
  * There is no state for a packet. What is decided is decided from these tables alone, so that
  * src/softunicast/steering/oracle.py can say the same from the same tables.
@@ -32,18 +34,70 @@
 #endif
 #define SU_EALREADY 114
 
-/*
- * Who owns this address and port (host order)? 0: *out is filled and its node is somebody;
- * SU_STEER_NOT_FLEET; -SU_DROP_NO_OWNER. *out is untouched unless 0.
- */
-static __noinline int su_steer_decide(const struct su_addr *dst, __u16 port_host, struct su_owner *out)
+#define SU_SITE_TRIES 64
+
+/* A hash of what all packets of a flow in one direction have in common. ICMP errors and fragments have no ports. */
+static __always_inline __u32 su_flow_hash(const struct su_pkt *p)
 {
-	struct su_address *address = bpf_map_lookup_elem(&addresses, dst);
+	__u32 src = bpf_ntohl(p->src.w[0] ^ p->src.w[1] ^ p->src.w[2] ^ p->src.w[3]);
+	__u32 dst = bpf_ntohl(p->dst.w[0] ^ p->dst.w[1] ^ p->dst.w[2] ^ p->dst.w[3]);
+	__u32 ports = (__u32)bpf_ntohs(p->sport) << 16 | bpf_ntohs(p->dport);
+	__u32 hash = src * 0x9e3779b1u ^ dst * 0x85ebca6bu ^ ports * 0xc2b2ae35u ^ p->proto;
+
+	hash ^= hash >> 16;
+	hash *= 0x7feb352d;
+	return hash ^ hash >> 15;
+}
+
+/*
+ * A node of `site`, the same for all packets of that hash while the site's list and its nodes' states stay. Nodes that
+ * are down are skipped, what was theirs spreads over the others. 0, or -SU_DROP_NO_OWNER (no such site), _SITE_DOWN.
+ *
+ * The first tries are as random as the hash, those after them go along the list, so that a single living node is found.
+ */
+static __noinline int su_site_node(__u32 site, __u32 hash, __u32 *node)
+{
+	struct su_site *at = bpf_map_lookup_elem(&sites, &site);
+	__u32 first, count, i;
+
+	if (!at || !at->count)
+		return -SU_DROP_NO_OWNER;
+	first = at->first;
+	count = at->count;
+	for (i = 0; i < SU_SITE_TRIES; i++) {
+		__u32 place = first + hash % count, *index;
+		struct su_node *n;
+
+		index = bpf_map_lookup_elem(&site_nodes, &place);
+		if (index) {
+			n = bpf_map_lookup_elem(&nodes, index);
+			if (n && (n->flags & (SU_NODE_SET | SU_NODE_DOWN)) == SU_NODE_SET) {
+				*node = *index;
+				return 0;
+			}
+		}
+		hash = i < 4 ? hash * 0x85ebca6bu + 0x9e3779b1u : hash + 1;
+	}
+	return -SU_DROP_SITE_DOWN;
+}
+
+/*
+ * Who is to have this packet, which came to that port (host order) of its destination? 0: *out is filled and its node is
+ * somebody, the owner or a node of the address's site; SU_STEER_NOT_FLEET; -SU_DROP_NO_OWNER, _SITE_DOWN. *out is
+ * untouched unless 0.
+ */
+static __noinline int su_steer_decide(const struct su_pkt *p, __u16 port_host, struct su_owner *out)
+{
+	struct su_address *address = bpf_map_lookup_elem(&addresses, &p->dst);
 	struct su_owner *owner;
 	__u32 index;
 
 	if (!address)
 		return SU_STEER_NOT_FLEET;
+	if (address->site != settings.site) {
+		out->slice = SU_NONE;
+		return su_site_node(address->site, su_flow_hash(p), &out->node);
+	}
 	index = address->base + ((__u32)port_host >> (address->shift & 31));
 	owner = bpf_map_lookup_elem(&owners, &index);
 	if (!owner || owner->node == SU_NONE)
@@ -60,7 +114,7 @@ static __always_inline bool su_is_fleet(const struct su_addr *a)
 /*
  * The same for a packet that came in, plain or taken out of the tunnel. An ICMP error belongs to the flow it
  * quotes, which must be one of the address that the error came to.
- * 0, SU_STEER_NOT_FLEET, SU_STEER_HERE, or -SU_DROP_FRAGMENT, _PROTOCOL, _ERROR_UNKNOWN, _NO_OWNER.
+ * 0, SU_STEER_NOT_FLEET, SU_STEER_HERE, or -SU_DROP_FRAGMENT, _PROTOCOL, _ERROR_UNKNOWN, _NO_OWNER, _SITE_DOWN.
  */
 static __always_inline int su_steer_where(const struct su_pkt *p, struct su_owner *out)
 {
@@ -79,7 +133,7 @@ static __always_inline int su_steer_where(const struct su_pkt *p, struct su_owne
 			return -SU_DROP_ERROR_UNKNOWN;
 		port = p->q_sport;
 	}
-	return su_steer_decide(&p->dst, bpf_ntohs(port), out);
+	return su_steer_decide(p, bpf_ntohs(port), out);
 }
 
 /* Is it addressed to this node's end of the tunnel? */
@@ -100,6 +154,59 @@ static __always_inline bool su_is_listed(__u32 list, const struct su_addr *a)
 	};
 
 	return bpf_map_lookup_elem(&prefixes, &key) != NULL;
+}
+
+#define SU_NOT_PROBE 1
+#define SU_PROBE_TO_STACK 2
+
+/*
+ * A probe of another node, addressed to our end of the tunnel (su_is_gue(p)), is answered; the reply to one of ours is the
+ * stack's. TC_ACT_REDIRECT, SU_PROBE_TO_STACK, SU_NOT_PROBE, or -SU_DROP_STRANGER, _GUE_MALFORMED. XDP passes probes up.
+ */
+static __noinline int su_tc_probe(struct __sk_buff *skb, struct su_pkt *p)
+{
+	__u32 zero = 0, at = p->l4_off + sizeof(struct udphdr);
+	__u32 check_at = p->l4_off + offsetof(struct udphdr, check);
+	__be16 ports[2], check, old[2], new[2];
+	struct su_control *c;
+	struct su_probe probe;
+	__u8 mac[12];
+
+	if (p->flags & (SU_PKT_OPTIONS | SU_PKT_FRAG) || bpf_skb_load_bytes(skb, at, &probe, sizeof(probe)) ||
+	    probe.version_c_hlen != SU_GUE_CONTROL)
+		return SU_NOT_PROBE;
+	if (!bpf_map_lookup_elem(&peers, &p->src))
+		return -SU_DROP_STRANGER;
+	if (probe.type == SU_PROBE_TYPE_REPLY)
+		return SU_PROBE_TO_STACK;
+	c = bpf_map_lookup_elem(&control, &zero);
+	if (!c || probe.type != SU_PROBE_TYPE_ASK || p->l2_len != SU_STEER_L2_LEN ||
+	    bpf_skb_load_bytes(skb, check_at, &check, 2) || bpf_skb_load_bytes(skb, 0, mac, sizeof(mac)))
+		return -SU_DROP_GUE_MALFORMED;
+	__builtin_memcpy(old, &probe, sizeof(old));
+	probe.type = SU_PROBE_TYPE_REPLY;
+	probe.flags = bpf_htons((__u16)c->probe_flags);
+	__builtin_memcpy(new, &probe, sizeof(new));
+	ports[0] = p->dport;
+	ports[1] = p->sport;
+	/* Addresses and ports change places, which no checksum sees. */
+	if (bpf_skb_store_bytes(skb, 0, mac + 6, 6, 0) || bpf_skb_store_bytes(skb, 6, mac, 6, 0) ||
+	    bpf_skb_store_bytes(skb, p->l4_off, ports, sizeof(ports), 0) ||
+	    bpf_skb_store_bytes(skb, at, new, sizeof(new), 0))
+		return -SU_DROP_GUE_MALFORMED;
+	if (p->flags & SU_PKT_IP6) {
+		bpf_skb_store_bytes(skb, p->ip_off + 8, &p->dst, 16, 0);
+		bpf_skb_store_bytes(skb, p->ip_off + 24, &p->src, 16, 0);
+	} else {
+		bpf_skb_store_bytes(skb, p->ip_off + 12, &p->dst.w[3], 4, 0);
+		bpf_skb_store_bytes(skb, p->ip_off + 16, &p->src.w[3], 4, 0);
+	}
+	if (check) {
+		bpf_l4_csum_replace(skb, check_at, old[0], new[0], BPF_F_MARK_MANGLED_0 | 2);
+		bpf_l4_csum_replace(skb, check_at, old[1], new[1], BPF_F_MARK_MANGLED_0 | 2);
+	}
+	su_count_bh(su_stats_get(), SU_COUNT_PROBE_ANSWERED, 1);
+	return bpf_redirect(skb->ifindex, 0);
 }
 
 /* What is left of the outer headers. */
@@ -164,19 +271,6 @@ static __always_inline void su_pkt_uncovered(struct su_pkt *p, __u8 ecn)
 	p->tos = (p->tos & ~SU_ECN_MASK) | ecn;
 }
 
-/* Entropy for the outer source port: the same for all packets of a flow in one direction. */
-static __always_inline __u16 su_entropy(const struct su_pkt *p)
-{
-	__u32 src = bpf_ntohl(p->src.w[0] ^ p->src.w[1] ^ p->src.w[2] ^ p->src.w[3]);
-	__u32 dst = bpf_ntohl(p->dst.w[0] ^ p->dst.w[1] ^ p->dst.w[2] ^ p->dst.w[3]);
-	__u32 ports = (__u32)bpf_ntohs(p->sport) << 16 | bpf_ntohs(p->dport);
-	__u32 hash = src * 0x9e3779b1u ^ dst * 0x85ebca6bu ^ ports * 0xc2b2ae35u ^ p->proto;
-
-	hash ^= hash >> 16;
-	hash *= 0x7feb352d;
-	return hash ^ hash >> 15;
-}
-
 /* The uplink that a carried packet leaves by: the one it came by, else the node's first. */
 static __always_inline const struct su_uplink *su_uplink_for(__u32 ifindex)
 {
@@ -211,7 +305,7 @@ static __always_inline int su_carry_check(const struct su_pkt *p, __u32 node, __
 
 	if (p->ttl <= 1)
 		return -SU_DROP_TTL;
-	if (!n || !(n->flags & 1))
+	if (!n || !(n->flags & SU_NODE_SET))
 		return -SU_DROP_NO_OWNER;
 	if (!su_addr_is4(&n->underlay))
 		return -SU_DROP_ENCAP;
@@ -333,7 +427,7 @@ static __noinline int su_tc_encap(struct __sk_buff *skb, struct su_pkt *p, __u32
 		word[1] = su_csum_replace2(word[1], was, *word);
 	}
 	su_outer_fill(&cover.outer, underlay.w[3], to, settings.gue_port, p->tot_len,
-		      p->flags & SU_PKT_IP6 ? IPPROTO_IPV6 : IPPROTO_IPIP, p->tos, su_entropy(p), final);
+		      p->flags & SU_PKT_IP6 ? IPPROTO_IPV6 : IPPROTO_IPIP, p->tos, su_flow_hash(p), final);
 	ret = bpf_skb_adjust_room(skb, SU_OUTER_LEN, BPF_ADJ_ROOM_MAC,
 				  BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 |
 					  BPF_F_ADJ_ROOM_ENCAP_L4_UDP);

@@ -3,6 +3,9 @@
 
 node 1 (10.0.1.11): this one     2 (10.0.1.12), 3 (10.0.1.13): others     4: IPv6 underlay     5: not in use
 
+198.51.101.10, 2001:db8::20   of site 2, whose nodes are 2 3 4 and 5 (not in use)    198.51.101.11   site 3: all down
+198.51.101.12   site 7, which has no nodes
+
 198.51.100.10   2,048 ports each: part 0 nobody's, then 1 2 3 1 2 3 4 5 9 ... (9: in no table)
 198.51.100.20   static: 9000-9009 node 1, 9010-9019 node 2, the rest nobody's
 2001:db8::10    1,024 ports each: part 0 nobody's, then alternately 1 and 2
@@ -29,8 +32,10 @@ from softunicast.kernel.abi import (
     Address,
     List,
     Node,
+    NodeFlag,
     Owner,
     Settings,
+    Site,
     Uplink,
 )
 from softunicast.kernel.abi_util import addr_bytes, prefix_key
@@ -52,7 +57,8 @@ MAP_SIZES: Final = {
 }
 IP6_TYPE: Final = b"\x86\xdd"
 MACS: Final = bytes.fromhex("0200000000aa0200000000bb")
-ME, OTHER, THIRD, IP6_NODE, UNUSED, ABSENT = 1, 2, 3, 4, 5, 9
+ME, OTHER, THIRD, IP6_NODE, UNUSED, DOWN, ABSENT = 1, 2, 3, 4, 5, 6, 9
+HOME, AWAY, DARK, NOWHERE = 1, 2, 3, 7
 
 
 def packed(text: str) -> bytes:
@@ -64,7 +70,7 @@ def u32(number: int) -> bytes:
 
 
 def settings() -> Settings:
-    return Settings(underlay=packed("10.0.1.11"), node=ME, gue_port=GUE_PORT)
+    return Settings(underlay=packed("10.0.1.11"), node=ME, gue_port=GUE_PORT, site=HOME)
 
 
 def map_contents(uplinks: tuple[Uplink, ...] = (Uplink(99, MTU),)) -> dict[str, dict[bytes, bytes]]:
@@ -81,6 +87,10 @@ def map_contents(uplinks: tuple[Uplink, ...] = (Uplink(99, MTU),)) -> dict[str, 
             packed("198.51.100.10"): Address(0, 11, 1).pack(),
             packed("198.51.100.20"): Address(32, 0, 1).pack(),
             packed("2001:db8::10"): Address(v6, 10, 1).pack(),
+            packed("198.51.101.10"): Address(0, 0, AWAY).pack(),
+            packed("2001:db8::20"): Address(0, 0, AWAY).pack(),
+            packed("198.51.101.11"): Address(0, 0, DARK).pack(),
+            packed("198.51.101.12"): Address(0, 0, NOWHERE).pack(),
         },
         "owners": {u32(i): Owner(owners.get(i, NONE), 0 if owners.get(i) == ME else NONE).pack() for i in range(total)},
         "nodes": {
@@ -89,7 +99,10 @@ def map_contents(uplinks: tuple[Uplink, ...] = (Uplink(99, MTU),)) -> dict[str, 
             u32(THIRD): Node(packed("10.0.1.13"), 1).pack(),
             u32(IP6_NODE): Node(packed("2001:db8:1::4"), 1).pack(),
             u32(UNUSED): Node(packed("10.0.1.15"), 0).pack(),
+            u32(DOWN): Node(packed("10.0.1.16"), NodeFlag.SET | NodeFlag.DOWN).pack(),
         },
+        "sites": {u32(AWAY): Site(10, 5).pack(), u32(DARK): Site(14, 3).pack()},
+        "site_nodes": {u32(10 + i): u32(n) for i, n in enumerate([OTHER, THIRD, IP6_NODE, UNUSED, DOWN, DOWN, UNUSED])},
         "peers": {packed(f"10.0.1.{i}"): u32(i - 10) for i in (11, 12, 13)},
         "prefixes": {
             prefix_key(list_number, ip_network(text)): u32(1)
@@ -246,10 +259,11 @@ class Generator:
         r = self.random
         v6 = r.random() < 0.25
         if v6:
-            target = r.choice(["2001:db8::10"] * 5 + ["2001:db8::11"])
+            target = r.choice(["2001:db8::10"] * 5 + ["2001:db8::20", "2001:db8::11"])
             remote = r.choice(["2001:db8:ffff::1"] * 5 + ["2001:db8::99"])
         else:
-            target = r.choice(["198.51.100.10", "198.51.100.20"] * 5 + ["203.0.113.77", "10.0.1.11"])
+            away = ["198.51.101.10", "198.51.101.10", "198.51.101.11", "198.51.101.12"]
+            target = r.choice(["198.51.100.10", "198.51.100.20"] * 7 + ["203.0.113.77", "10.0.1.11", *away])
             remote = r.choice(["203.0.113.1", "192.0.2.7"] * 5 + ["10.0.1.77", "198.51.100.30"])
         proto, body = self.layer4(v6, target, remote)
         change: dict[str, int] = {"ttl": r.choice([1, 0] + [2, 64, 255] * 8), "tos": r.randrange(256)}
@@ -284,9 +298,17 @@ class Generator:
         source = r.choice(["10.0.1.12", "10.0.1.13"] * 8 + ["10.0.1.99"])
         return gue(inner, source, **change)
 
+    def probe(self) -> bytes:
+        r = self.random
+        body = struct.pack("!BBHI", 0x20, r.choice([1, 1, 1, 2, 3]), r.choice([0, 1]), r.randrange(1 << 32))
+        body = body[: r.choice([8, 8, 8, 8, 7])]
+        head = struct.pack("!HHHH", 40000, GUE_PORT, 8 + len(body), r.choice([0, r.randrange(1, 65536)]))
+        return ip4(r.choice(["10.0.1.12"] * 4 + ["10.0.1.99"]), "10.0.1.11", 17, head + body)
+
     def frame(self) -> bytes:
         r = self.random
-        packet = self.plain() if r.random() < 0.45 else self.encapsulated()
+        kind = r.random()
+        packet = self.plain() if kind < 0.45 else self.probe() if kind < 0.48 else self.encapsulated()
         whole = frame(packet, 0x0806 if r.random() < 0.01 else None)
         if r.random() < 0.05:
             # The kernel's test run refuses frames shorter than the IP header that their type announces.

@@ -20,6 +20,7 @@ from softunicast.kernel.bpf import BpfObject, object_path
 from tests.support.sock_node import HOOKS, U32, boot_s
 
 SETTINGS = abi.Settings(
+    site=1,
     netns_cookie=1,
     slots=1 << 10,
     sock_linger_s=60,

@@ -183,7 +183,7 @@ def test_stats_are_summed(loaded: BpfObject) -> None:
     drops, counters = sum_percpu(stats)
     assert counters[Counter.OUT_PACKETS] == 5 and sum(counters.values()) == 5
     assert set(drops) == set(Drop) and not any(drops.values())
-    stats.update(ZERO, Stats(drops=tuple(range(32))).pack())
+    stats.update(ZERO, Stats(drops=tuple(range(48))).pack())
     drops, counters = sum_percpu(stats)
     assert drops[Drop.SLICE_FULL] == Drop.SLICE_FULL * possible_cpus() and not any(counters.values())
 
@@ -279,8 +279,8 @@ def test_what_is_no_object_is_refused(tmp_path: Path) -> None:
 
 
 def test_settings_that_do_not_fit_are_refused(sample: Path) -> None:
-    with pytest.raises(KernelError, match=r"\.rodata\.settings has 80 bytes, the settings 81"):
-        BpfObject.load(sample, settings=bytes(81))
+    with pytest.raises(KernelError, match=r"\.rodata\.settings has 88 bytes, the settings 89"):
+        BpfObject.load(sample, settings=bytes(89))
 
 
 def test_closing_leaves_no_descriptor(sample: Path) -> None:

@@ -200,7 +200,7 @@ DROPS = {
     "no owner, the part below 1024": (ip4(REMOTE, "198.51.100.10", 17, udp(53, 1000)), Drop.NO_OWNER),
     "stranger": (gue(OK, source="10.0.1.99"), Drop.STRANGER),
     "version": (gue(OK, version=0x40), Drop.GUE_MALFORMED),
-    "control": (gue(OK, version=0x20), Drop.GUE_MALFORMED),
+    "control": (gue(OK, version=0x21), Drop.GUE_MALFORMED),
     "optional fields": (gue(OK, version=0x01), Drop.GUE_MALFORMED),
     "unknown flag": (gue(OK, flags=0x8000), Drop.GUE_MALFORMED),
     "unknown protocol": (gue(OK, proto=47), Drop.GUE_MALFORMED),

@@ -78,7 +78,7 @@ def packet(asked: Asked) -> bytes:
 
 def hold(b: Bench, asked: Asked, answer_ping: bool = True) -> Explanation:
     """Explains, runs, compares; what was said."""
-    setting = Setting(ME, NAMES, SETTINGS, time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 10**9, answer_ping)
+    setting = Setting(ME, 1, NAMES, SETTINGS, time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 10**9, answer_ping)
     said = explain(b.plane.object.maps, asked, setting)
     before = b.plane.stats()
     ran = b.back(packet(asked))

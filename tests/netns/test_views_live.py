@@ -43,6 +43,7 @@ from softunicast.kernel.bpf import BpfObject, mount_bpffs, object_path
 from softunicast.model.binding import load_bindings
 from softunicast.model.plan import load_plan
 from softunicast.steering import tables as steering_tables
+from softunicast.steering.places import places
 
 SO_COOKIE = 57
 FLOWS = 1 << 17
@@ -129,10 +130,10 @@ bindings:
             node=name,
             netns_cookie=netns.cookie(),
             abi_version=ABI_VERSION,
-            settings=egress_tables.settings_bytes(plan, plan.node(name), netns.cookie()).hex(),
+            settings=egress_tables.settings_bytes(plan, plan.node(name), netns.cookie(), 1, 1).hex(),
             ready=True,
             pools={"gb": 0, "ten": 1},
-            nodes={name: 1, "z2": 2},
+            places=places(plan, name),
             slices=(
                 SliceState(0, "198.51.100.10:2048-4095", "gb", 1),
                 SliceState(1, "198.51.100.20:9000-9009", "ten", 2),
@@ -218,7 +219,7 @@ def test_flows(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_counters_and_drops(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     assert node.table("drops", capsys=capsys) == "nothing was dropped\n"
-    counts = Stats(drops=tuple(range(32)), counters=tuple(range(100, 132)))
+    counts = Stats(drops=tuple(range(48)), counters=tuple(range(100, 148)))
     node.maps["stats"].update(bytes(4), counts.pack())
     last = LastDrop(now_ns() - 5 * 10**9, Flow(packed("198.51.100.20"), packed("203.0.113.1"), 9001, 443, 6))
     node.maps["last_drops"].update(int(Drop.NO_CLAIM).to_bytes(4, "little"), last.pack())

@@ -158,6 +158,7 @@ class SockNode:
         with netns.enter(self.name):
             cookie = netns.cookie()
         self.settings = abi.Settings(
+            site=1,
             netns_cookie=cookie,
             full_ns=1_000_000,
             node=1,

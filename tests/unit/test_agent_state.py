@@ -10,6 +10,7 @@ import pytest
 
 from softunicast.agent.state import NodeState, OnrampState, SliceState, load, loads, write_atomically
 from softunicast.errors import KernelError
+from softunicast.steering.places import Block, Places, SiteList
 
 STATE = NodeState(
     node="lhr1",
@@ -19,7 +20,9 @@ STATE = NodeState(
     bindings_epoch=3,
     ready=True,
     pools={"gb": 0, "ten": 1},
-    nodes={"lhr1": 1, "lhr2": 2},
+    places=Places(
+        {"lhr1": 1, "lhr2": 2}, {"lhr": 1, "cdg": 2}, {"198.51.100.10": Block(0, 32)}, {"cdg": SiteList(0, ("cdg1",))}
+    ),
     slices=(SliceState(0, "198.51.100.20:9000-9009", "ten", 2), SliceState(4, "[2001:db8::1]:1024-65535", "gb", 3)),
     onramps={"fish": OnrampState(1, "fish0", 7, 2, "f00")},
     uplinks={"up0": 2},

@@ -521,7 +521,7 @@ PLANS: tuple[tuple[str, Change, str], ...] = (
             ),
         ),
         (
-            "17: pools: 4259842 steering entries, at most 1048576 fit ; use larger slice_ports, or "
+            "17: pools: 4227074 steering entries at one site, at most 1048576 fit ; use larger slice_ports, or "
             "static slices of fewer addresses"
         ),
     ),

@@ -62,7 +62,7 @@ def ask(*entries: tuple[Flow, Claim], port: int = 9001, proto: int = 6, **change
     begins = changes.pop("begins", False)
     local = ip_address(changes.pop("local", LOCAL))
     remote_port = 0 if proto == 1 else 443
-    setting: dict[str, Any] = {"node": 1, "names": NAMES, "timers": TIMERS, "now_s": 1030} | changes
+    setting: dict[str, Any] = {"node": 1, "site": 1, "names": NAMES, "timers": TIMERS, "now_s": 1030} | changes
     asked = Asked(proto, local, port, ip_address(REMOTE), remote_port, begins)
     return explain(tables(*entries), asked, Setting(**setting))
 

@@ -47,7 +47,7 @@ def test_the_design_plan() -> None:
     assert len(pool.addresses) == 4
     shifts = plan.address_shifts()
     assert shifts[ip_address("198.51.100.10")] == 11
-    assert shifts[ip_address("198.51.100.20")] == 0
+    assert shifts[ip_address("198.51.100.20")] == 1  # 9000-9009 begins and ends at even ports
     assert plan.pool("ten").slices[0].slice == Slice.parse("198.51.100.20:9000-9009")
 
 

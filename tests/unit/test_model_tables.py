@@ -151,14 +151,14 @@ def test_all_of_ipv6_is_not_ipv4() -> None:
 
 def test_settings() -> None:
     node = FULL.node("lhr1")
-    found = abi.Settings.unpack(egress.settings_bytes(FULL, node, 4711))
+    found = abi.Settings.unpack(egress.settings_bytes(FULL, node, 4711, 2, 2))
     assert found == abi.Settings(
         netns_cookie=4711, full_ns=5_000_000, underlay=addr_bytes(node.underlay), node=2, mark=0x20000000,
         mask=0x20000000, slots=262144, tcp_transitory_s=240, tcp_established_s=7440, tcp_linger_s=120,
-        sock_linger_s=60, sock_reuse_s=1, udp_s=300, icmp_s=60, gue_port=6080, answer_ping=1,
+        sock_linger_s=60, sock_reuse_s=1, udp_s=300, icmp_s=60, gue_port=6080, answer_ping=1, site=2,
     )  # fmt: skip
     odd = dataclasses.replace(FULL, settings=dataclasses.replace(FULL.settings, flows=100_000, answer_ping=False))
-    found = abi.Settings.unpack(egress.settings_bytes(odd, node, 1))
+    found = abi.Settings.unpack(egress.settings_bytes(odd, node, 1, 2, 2))
     assert (found.slots, found.answer_ping) == (262144, 0)
 
 
@@ -170,7 +170,14 @@ def test_steering_finds_the_owner_of_every_port(me: str) -> None:
     indices = FULL.node_indices()
     for address in FULL.address_shifts():
         entry = abi.Address.unpack(tables["addresses"][addr_bytes(address)])
-        assert entry.site == FULL.site_index("cdg" if str(address) == "198.51.100.40" else "lhr")
+        site = "cdg" if str(address) == "198.51.100.40" else "lhr"
+        assert entry.site == FULL.site_index(site)
+        if site != FULL.node(me).site:
+            assert (entry.base, entry.shift) == (0, 0)
+            known = abi.Site.unpack(tables["sites"][u32(entry.site)])
+            listed = [tables["site_nodes"][u32(known.first + at)] for at in range(known.count)]
+            assert listed == [u32(indices[name]) for name in sorted(FULL.sites[site].nodes)]
+            continue
         for port in (0, 1023, 1024, 2047, 2048, 4095, 4096, 8999, 9000, 9009, 9010, 9019, 9020, 65535):
             found = abi.Owner.unpack(tables["owners"][u32(entry.base + (port >> entry.shift))])
             binding = oracle.owner(address, port)
@@ -214,6 +221,7 @@ def test_names() -> None:
 
 
 def test_no_such_node() -> None:
-    for module in (egress, steering):
-        with pytest.raises(UsageError, match="no node 'x' in the plan; its nodes: cdg1, lhr1, lhr2"):
-            module.build_tables(FULL, BINDINGS, "x", {}, {})
+    with pytest.raises(UsageError, match="no node 'x' in the plan; its nodes: cdg1, lhr1, lhr2"):
+        egress.build_tables(FULL, BINDINGS, "x", {}, {})
+    with pytest.raises(UsageError, match="no node 'x' in the plan; its nodes: cdg1, lhr1, lhr2"):
+        steering.build_tables(FULL, BINDINGS, "x")

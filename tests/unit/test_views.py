@@ -218,7 +218,7 @@ def test_lifetimes(kind: Kind, state: State, proto: int, seconds: int | None) ->
 def stats_map() -> FakeMap:
     def copy(n: int) -> bytes:
         return Stats(
-            drops=tuple(n * reason for reason in range(32)), counters=tuple(n * 100 + c for c in range(32))
+            drops=tuple(n * reason for reason in range(48)), counters=tuple(n * 100 + c for c in range(48))
         ).pack()
 
     return FakeMap(copies=[copy(1), copy(2)])

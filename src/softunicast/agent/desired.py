@@ -39,6 +39,7 @@ from softunicast.kernel.routing import Route, Rule
 from softunicast.model.binding import Bindings
 from softunicast.model.plan import Node, Onramp, Plan
 from softunicast.steering import tables as steering_tables
+from softunicast.steering.places import NOWHERE, Places, places
 
 UNREACHABLE_METRIC: Final = 1 << 31
 
@@ -55,16 +56,18 @@ CGROUP_HOOKS: Final[Mapping[str, int]] = {
     "su_sock_release": 34,
 }
 
-ARRAYS: Final = frozenset({"slices", "pools", "pool_slices", "owners", "nodes", "onramps", "uplinks"})
+ARRAYS: Final = frozenset(
+    {"slices", "pools", "pool_slices", "owners", "sites", "site_nodes", "nodes", "onramps", "uplinks"}
+)
 
 UPLINK_SYSCTLS: Final[Mapping[str, str]] = {"arp_announce": "2", "arp_ignore": "1", "proxy_arp": "0"}
 
 
-def build(objects_digest: str, plan: Plan, node: Node, netns_cookie: int) -> Build:
+def build(objects_digest: str, plan: Plan, node: Node, netns_cookie: int, at: Places) -> Build:
     """What to load; its hash covers the object files, the settings and the sizes of the maps."""
     flows = plan.settings.flows
     sizes = {"flows": flows, "origin": flows, "slots": egress_tables.slots(flows)}
-    packed = egress_tables.settings_bytes(plan, node, netns_cookie)
+    packed = egress_tables.settings_bytes(plan, node, netns_cookie, at.nodes[node.name], at.sites[node.site])
     text = json.dumps([objects_digest, packed.hex(), sizes], sort_keys=True)
     return Build(hashlib.sha256(text.encode()).hexdigest(), abi.ABI_VERSION, packed, sizes)
 
@@ -123,9 +126,10 @@ def desired(
     ramps = onramps(node, facts, last)
     ifindexes = {name: device.ifindex for name, device in facts.devices.items()}
     generations = {name: ramp.generation for name, ramp in ramps.items()}
-    key = (plan, bindings, tuple(facts.devices.values()), tuple(ramps.items()), last.slices if last else ())
+    at = places(plan, node_name, last.places if last else NOWHERE)
+    key = (plan, bindings, tuple(facts.devices.values()), tuple(ramps.items()), last.slices if last else (), at)
     if memory.key != key:
-        memory.tables = build_tables(plan, bindings, node, facts, generations, last)
+        memory.tables = build_tables(plan, bindings, node, facts, generations, last, at)
         memory.wanted = {name: without_zeros(name, table) for name, table in memory.tables.items()}
         memory.array_used = array_used(memory.tables)
         memory.key = key
@@ -145,14 +149,14 @@ def desired(
         ),
         files=files,
     )
-    build_ = build(objects_digest, plan, node, facts.netns_cookie)
+    build_ = build(objects_digest, plan, node, facts.netns_cookie, at)
     state = NodeState(
         node=node_name,
         netns_cookie=facts.netns_cookie,
         abi_version=build_.abi_version,
         bindings_epoch=bindings.epoch,
         pools={name: plan.pool_index(name) for name in plan.pools},
-        nodes=plan.node_indices(),
+        places=at,
         slices=tuple(_slices(tables.get("slices", {}), plan)),
         onramps=ramps,
         uplinks={name: ifindexes[name] for name in node.uplinks if name in ifindexes},
@@ -181,6 +185,7 @@ def build_tables(
     facts: Facts,
     generations: Mapping[str, int],
     last: NodeState | None,
+    at: Places,
 ) -> dict[str, dict[bytes, bytes]]:
     """The contents of all maps that the agent fills, slices at the indices they had before."""
     ifindexes = {name: device.ifindex for name, device in facts.devices.items()}
@@ -193,7 +198,7 @@ def build_tables(
             generations,
             bare_ip=[name for name, device in facts.devices.items() if not device.ethernet],
         ),
-        **steering_tables.build_tables(plan, bindings, node.name, ifindexes, generations),
+        **steering_tables.build_tables(plan, bindings, node.name, at),
         "uplinks": uplink_table(node, facts),
     }
     return keep_slice_indices(tables, last)

@@ -27,6 +27,8 @@ from softunicast.errors import UsageError
 MAP_ORDER = (
     "nodes",
     "peers",
+    "site_nodes",
+    "sites",
     "slices",
     "pool_slices",
     "pools",
@@ -37,7 +39,8 @@ MAP_ORDER = (
     "onramps",
     "onramp_devices",
 )
-"""What is pointed at comes before what points: an index in `addresses` never leads to an unwritten owner."""
+"""What is pointed at is written before what points to it, and taken away after it, in the order turned round: an index
+in `addresses` never leads to an owner that is not yet or no longer there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,14 +158,19 @@ def diff(desired: Desired, observed: Observed) -> list[op.Operation]:
 
 
 def _fills(want: Resources, have: Resources) -> Iterator[op.FillMap]:
+    """All that is written, then all that is taken away."""
+    taken: list[op.FillMap] = []
     for name in [*MAP_ORDER, *sorted(set(want.tables) - set(MAP_ORDER))]:
         wanted, found = want.tables.get(name), have.tables.get(name, {})
         if wanted is None or wanted == found:
             continue
         updates = {key: value for key, value in sorted(wanted.items()) if found.get(key) != value}
         deletions = tuple(sorted(set(found) - set(wanted)))
-        if updates or deletions:
-            yield op.FillMap(name, updates, deletions)
+        if updates:
+            yield op.FillMap(name, updates)
+        if deletions:
+            taken.append(op.FillMap(name, {}, deletions))
+    yield from reversed(taken)
 
 
 def _links(want: Resources, observed: Observed, hook: Hook, load: bool) -> Iterator[op.Operation]:

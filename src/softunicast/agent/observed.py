@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -188,9 +189,17 @@ def _tables(machine: Machine, want: Desired, last: state.NodeState | None) -> di
             used = max(want.state.array_used.get(name, 0), last.array_used.get(name, 0) if last else 0)
             try:
                 found[name] = read_table(machine.map(name), used if wanted or used else 0)
+                if name == "nodes":
+                    found[name] = {key: _without_down(value) for key, value in found[name].items()}
             except OSError as error:
                 raise KernelError(f"map {name}: {error.strerror}", errno=error.errno or 0) from error
     return found
+
+
+def _without_down(value: bytes) -> bytes:
+    """A node as the plan has it: whether it answers is the prober's to say, in the same word."""
+    node = abi.Node.unpack(value)
+    return replace(node, flags=node.flags & ~abi.NodeFlag.DOWN).pack()
 
 
 def read_table(map_: Map, used: int) -> dict[bytes, bytes]:

@@ -138,12 +138,12 @@ def _same_epoch_same_bindings(machine: Machine, inputs: Inputs, running_epoch: i
 
 def _alone(node: str, cookie: int) -> None:
     """Two nodes in one namespace would fight over addresses and hooks."""
-    for path in sorted(nodes.RUN.glob("*/node.json")):
-        other = load(path)
-        if other is not None and other.node != node and other.netns_cookie == cookie:
+    for other in nodes.node_names():
+        # Of another node only this is read: its agent may be of another version.
+        if other != node and nodes.node_cookie(other) == cookie:
             raise UsageError(
-                f"--node {node}: node {other.node} runs in this network namespace already; "
-                f"`softunicast agent uninstall --node {other.node}` first, or start in another namespace"
+                f"--node {node}: node {other} runs in this network namespace already; "
+                f"`softunicast agent uninstall --node {other}` first, or start in another namespace"
             )
 
 

@@ -17,7 +17,8 @@ Readers: the agent; `softunicast slices|flows|counters|drops|explain|run` for na
 | `settings` | the constants of the loaded programs: struct su_settings in hexadecimal |
 | `bindings_epoch` | of bindings.yaml; the agent refuses an older one |
 | `ready` | the last reconciliation went through |
-| `pools`, `nodes`, `slices`, `onramps`, `uplinks` | names <-> indices used in the maps |
+| `pools`, `slices`, `onramps`, `uplinks` | names <-> indices used in the maps |
+| `places` | where nodes, sites, owners and lists of sites are in the maps: steering.places |
 | `map_sizes` | max_entries of the maps that were not left at their default |
 | `array_used` | how many elements of an array map were filled; beyond them it is zeros |
 | `cgroup` | folder of `softunicast run`'s cgroups; `cgroup_root` where the hooks are attached |
@@ -36,8 +37,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from softunicast.errors import KernelError
+from softunicast.steering.places import NOWHERE, Block, Places, SiteList
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class NodeState:
     bindings_epoch: int = 0
     ready: bool = False
     pools: Mapping[str, int] = field(default_factory=dict)
-    nodes: Mapping[str, int] = field(default_factory=dict)
+    places: Places = NOWHERE
     slices: tuple[SliceState, ...] = ()
     onramps: Mapping[str, OnrampState] = field(default_factory=dict)
     uplinks: Mapping[str, int] = field(default_factory=dict)
@@ -96,8 +98,8 @@ class NodeState:
         return next((name for name, at in self.pools.items() if at == index), None)
 
     def node_name(self, index: int) -> str | None:
-        """The name of the node with this index in `nodes`."""
-        return next((name for name, at in self.nodes.items() if at == index), None)
+        """The name of the node with this index in the map `nodes`."""
+        return next((name for name, at in self.places.nodes.items() if at == index), None)
 
     def onramp_name(self, id_: int) -> str | None:
         """The name of the on-ramp with this id."""
@@ -129,9 +131,19 @@ def loads(text: str, path: Path) -> NodeState:
         values["slices"] = tuple(SliceState(**item) for item in raw["slices"])
         values["onramps"] = {name: OnrampState(**item) for name, item in raw["onramps"].items()}
         values["addresses_added"] = tuple(raw["addresses_added"])
+        values["places"] = _places(raw["places"])
         return NodeState(**values)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise KernelError(f"{path}: not a node file ({error}); {remedy}") from error
+
+
+def _places(raw: Mapping[str, Any]) -> Places:
+    return Places(
+        nodes=raw["nodes"],
+        sites=raw["sites"],
+        owners={address: Block(*block) for address, block in raw["owners"].items()},
+        lists={site: SiteList(first, tuple(nodes)) for site, (first, nodes) in raw["lists"].items()},
+    )
 
 
 def load(path: Path) -> NodeState | None:

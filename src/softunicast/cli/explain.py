@@ -103,7 +103,8 @@ def live_explanations(asked: Asked, node: str | None) -> dict[str, Explanation]:
     """From the maps of a node that is here."""
     with reading(node) as at:
         setting = Setting(
-            node=at.state.nodes[at.node],
+            node=at.state.places.nodes[at.node],
+            site=at.settings.site,
             names=at.names,
             timers=at.settings,
             now_s=at.now_s(),
@@ -149,9 +150,11 @@ def plan_explanation(asked: Asked, plan: Plan, bindings: Bindings, name: str) ->
     meanings = egress_tables.table_names(plan, bindings, name)
     setting = Setting(
         node=plan.node_index(name),
+        site=plan.site_index(plan.node(name).site),
         names=Names(
             node=name,
             nodes={index: other for other, index in meanings.nodes.items()},
+            sites={plan.site_index(site): site for site in plan.sites},
             pools=dict(enumerate(meanings.pools)),
             onramps={index: onramp for onramp, index in meanings.onramps.items()},
         ),

@@ -70,7 +70,8 @@ def names_of(node: NodeState) -> Names:
     """Names by the indices in the maps."""
     return Names(
         node=node.node,
-        nodes={index: name for name, index in node.nodes.items()},
+        nodes={index: name for name, index in node.places.nodes.items()},
+        sites={index: name for name, index in node.places.sites.items()},
         pools={index: name for name, index in node.pools.items()},
         onramps={onramp.id: name for name, onramp in node.onramps.items()},
     )

@@ -42,9 +42,11 @@ from softunicast.kernel.abi import (
     Flow,
     Kind,
     Node,
+    NodeFlag,
     Onramp,
     OnrampFlag,
     Owner,
+    Site,
     Slice,
     SliceFlag,
     State,
@@ -54,7 +56,6 @@ from softunicast.kernel.abi_util import addr_bytes, addr_ip
 IPAddress = IPv4Address | IPv6Address
 
 ICMP_PROTOCOLS = (1, 58)
-NODE_IN_USE = 1
 MAPPED_PREFIX = addr_bytes(IPv4Address(0))[:12]
 
 
@@ -94,9 +95,11 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is known besides the tables: this node's index and name, timers, now, and whether claims can be known."""
+    """What is known besides the tables: this node's and its site's index, names, timers, now, and whether claims can be
+    known."""
 
     node: int
+    site: int
     names: Names
     timers: Timers
     now_s: int
@@ -214,11 +217,15 @@ def explain(tables: Tables, asked: Asked, setting: Setting) -> Explanation:
         story.say("address", f"{asked.local} is no address of the fleet (addresses)")
         return story.end(Action.PASS, "not ours: left to the stack and to routing")
     address = Address.unpack(raw)
-    story.say("address", f"{asked.local} is of the fleet; port >> {address.shift} finds the owner (addresses)")
+    home = setting.names.of_site(address.site)
+    finds = f"; port >> {address.shift} finds the owner" if address.site == setting.site else ""
+    story.say("address", f"{asked.local} is of the fleet, at site {home}{finds} (addresses)")
     if asked.proto in ICMP_PROTOCOLS and asked.begins:
         if setting.answer_ping:
             return story.end(Action.ANSWER, "a ping to a slice's address: answered where it arrives")
         return story.drop(Drop.NO_CLAIM, "a ping, and answer_ping is off")
+    if address.site != setting.site:
+        return _to_site(story, tables, address.site, setting)
     at = address.base + (asked.local_port >> address.shift)
     raw = tables["owners"].lookup(u32(at))
     owner = Owner.unpack(raw) if raw is not None else Owner(NONE, NONE)
@@ -233,10 +240,36 @@ def explain(tables: Tables, asked: Asked, setting: Setting) -> Explanation:
     return _delivered(story, tables, owner, at, setting)
 
 
+def _to_site(story: _Story, tables: Tables, index: int, setting: Setting) -> Explanation:
+    """Another site's address: any of its nodes that answers, by the hash of the flow."""
+    site = setting.names.of_site(index)
+    raw = tables["sites"].lookup(u32(index))
+    known = Site.unpack(raw) if raw is not None else Site()
+    living: list[int] = []
+    for place in range(known.first, known.first + known.count):
+        number = int.from_bytes(tables["site_nodes"].lookup(u32(place)) or b"", "little")
+        raw = tables["nodes"].lookup(u32(number))
+        node = Node.unpack(raw) if raw is not None else Node()
+        if node.flags & (NodeFlag.SET | NodeFlag.DOWN) == NodeFlag.SET:
+            living.append(number)
+    if not known.count:
+        return story.drop(Drop.NO_OWNER, f"site {site} has no nodes here (sites[{index}])")
+    if not living:
+        return story.drop(Drop.SITE_DOWN, f"none of the {known.count} nodes of site {site} answers (nodes)")
+    names = ", ".join(setting.names.of_node(number) for number in living)
+    story.say(
+        "site", f"which node owns the port is known at {site}; one of {names}, by the flow's hash (sites[{index}])"
+    )
+    if len(living) == 1:
+        return _carried(story, tables, living[0], names, f"for site {site}")
+    story.say("carry", f"for site {site}: in GUE to one of them; one hop less to live, and it must fit the uplink")
+    return story.end(Action.CARRY, f"carried to site {site}", to=site)
+
+
 def _carried(story: _Story, tables: Tables, index: int, name: str, why: str, *, final: bool = False) -> Explanation:
     raw = tables["nodes"].lookup(u32(index))
     node = Node.unpack(raw) if raw is not None else Node()
-    if not node.flags & NODE_IN_USE:
+    if not node.flags & NodeFlag.SET:
         return story.drop(Drop.NO_OWNER, f"{name} is in no table of nodes")
     underlay = addr_ip(node.underlay)
     if not node.underlay.startswith(MAPPED_PREFIX):

@@ -61,11 +61,15 @@ class Names:
 
     node: str = ""
     nodes: Mapping[int, str] = field(default_factory=dict)
+    sites: Mapping[int, str] = field(default_factory=dict)
     pools: Mapping[int, str] = field(default_factory=dict)
     onramps: Mapping[int, str] = field(default_factory=dict)
 
     def of_node(self, index: int) -> str:
         return self.nodes.get(index, f"node {index}")
+
+    def of_site(self, index: int) -> str:
+        return self.sites.get(index, f"site {index}")
 
     def of_pool(self, index: int) -> str:
         return self.pools.get(index, f"pool {index}")

@@ -140,14 +140,14 @@ def slots(flows: int) -> int:
     return 1 << (2 * flows - 1).bit_length()
 
 
-def settings_bytes(plan: Plan, node: Node, netns_cookie: int) -> bytes:
-    """The constants of a node's programs, struct su_settings."""
+def settings_bytes(plan: Plan, node: Node, netns_cookie: int, index: int, site: int) -> bytes:
+    """The constants of a node's programs, struct su_settings; `index` and `site`: its own places in the maps."""
     wanted, timers = plan.settings, plan.settings.timers
     return abi.Settings(
         netns_cookie=netns_cookie,
         full_ns=wanted.full_ms * 1_000_000,
         underlay=addr_bytes(node.underlay),
-        node=plan.node_index(node.name),
+        node=index,
         mark=wanted.mark,
         mask=wanted.mark_mask,
         slots=slots(wanted.flows),
@@ -160,6 +160,7 @@ def settings_bytes(plan: Plan, node: Node, netns_cookie: int) -> bytes:
         icmp_s=timers.icmp_s,
         gue_port=wanted.gue_port,
         answer_ping=int(wanted.answer_ping),
+        site=site,
     ).pack()
 
 

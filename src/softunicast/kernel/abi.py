@@ -26,7 +26,7 @@ def _address(value: bytes) -> bytes:
     return value
 
 
-ABI_VERSION: Final = 1
+ABI_VERSION: Final = 2
 NONE: Final = 0xFFFFFFFF
 WORD_GEN_SHIFT: Final = 40
 WORD_STATE_SHIFT: Final = 32
@@ -35,6 +35,7 @@ HOPS: Final = 16
 HOP_NS: Final = 1000000000
 GUE_PORT: Final = 6080
 GUE_FINAL: Final = 0x0002
+GUE_CONTROL: Final = 0x20
 
 
 class Kind(IntEnum):
@@ -80,6 +81,11 @@ class OnrampFlag(IntFlag):
     L2 = 2
 
 
+class NodeFlag(IntFlag):
+    SET = 1
+    DOWN = 2
+
+
 class List(IntEnum):
     NEVER = 0
     INTERNAL = 1
@@ -88,6 +94,15 @@ class List(IntEnum):
 
 class UplinkFlag(IntFlag):
     ONE_HOP = 1
+
+
+class ProbeType(IntEnum):
+    ASK = 1
+    REPLY = 2
+
+
+class ProbeFlag(IntFlag):
+    FLAG_FIT = 1
 
 
 class Drop(IntEnum):
@@ -122,9 +137,10 @@ class Drop(IntEnum):
     HOPS = 28
     INBOUND_NEW = 29
     ECN = 30
+    SITE_DOWN = 31
 
 
-DROP_MAX: Final = 32
+DROP_MAX: Final = 48
 
 
 class Counter(IntEnum):
@@ -158,9 +174,10 @@ class Counter(IntEnum):
     VERIFIED_FULL = 27
     STALE_ORIGIN = 28
     ADOPTED = 29
+    PROBE_ANSWERED = 30
 
 
-COUNTER_MAX: Final = 32
+COUNTER_MAX: Final = 48
 
 
 @structure
@@ -646,6 +663,29 @@ class Owner(Structure):
 
 
 @structure
+class Site(Structure):
+    """struct su_site."""
+
+    SIZE: ClassVar[int] = 8
+    _CODEC: ClassVar[struct.Struct] = struct.Struct("=II")
+
+    first: int = 0
+    count: int = 0
+
+    def __init__(self, first: int = 0, count: int = 0) -> None:
+        put(self, "first", first)
+        put(self, "count", count)
+
+    def pack(self) -> bytes:
+        return self._CODEC.pack(self.first, self.count)
+
+    @classmethod
+    def unpack(cls, data: bytes | bytearray | memoryview) -> Site:
+        v = cls._CODEC.unpack(data)
+        return cls(v[0], v[1])
+
+
+@structure
 class Node(Structure):
     """struct su_node."""
 
@@ -809,33 +849,35 @@ class Hop(Structure):
 class Control(Structure):
     """struct su_control."""
 
-    SIZE: ClassVar[int] = 16
-    _CODEC: ClassVar[struct.Struct] = struct.Struct("=IIQ")
+    SIZE: ClassVar[int] = 24
+    _CODEC: ClassVar[struct.Struct] = struct.Struct("=IIQI4x")
 
     ready: int = 0
     policies: int = 0
     hand: int = 0
+    probe_flags: int = 0
 
-    def __init__(self, ready: int = 0, policies: int = 0, hand: int = 0) -> None:
+    def __init__(self, ready: int = 0, policies: int = 0, hand: int = 0, probe_flags: int = 0) -> None:
         put(self, "ready", ready)
         put(self, "policies", policies)
         put(self, "hand", hand)
+        put(self, "probe_flags", probe_flags)
 
     def pack(self) -> bytes:
-        return self._CODEC.pack(self.ready, self.policies, self.hand)
+        return self._CODEC.pack(self.ready, self.policies, self.hand, self.probe_flags)
 
     @classmethod
     def unpack(cls, data: bytes | bytearray | memoryview) -> Control:
         v = cls._CODEC.unpack(data)
-        return cls(v[0], v[1], v[2])
+        return cls(v[0], v[1], v[2], v[3])
 
 
 @structure
 class Settings(Structure):
     """struct su_settings."""
 
-    SIZE: ClassVar[int] = 80
-    _CODEC: ClassVar[struct.Struct] = struct.Struct("=QQ16sIIIIIIIIIIIHB1x")
+    SIZE: ClassVar[int] = 88
+    _CODEC: ClassVar[struct.Struct] = struct.Struct("=QQ16sIIIIIIIIIIIHB1xII")
 
     netns_cookie: int = 0
     full_ns: int = 0
@@ -853,6 +895,8 @@ class Settings(Structure):
     icmp_s: int = 0
     gue_port: int = 0
     answer_ping: int = 0
+    site: int = 0
+    pad2: int = 0
 
     def __init__(
         self,
@@ -872,6 +916,8 @@ class Settings(Structure):
         icmp_s: int = 0,
         gue_port: int = 0,
         answer_ping: int = 0,
+        site: int = 0,
+        pad2: int = 0,
     ) -> None:
         put(self, "netns_cookie", netns_cookie)
         put(self, "full_ns", full_ns)
@@ -889,6 +935,8 @@ class Settings(Structure):
         put(self, "icmp_s", icmp_s)
         put(self, "gue_port", gue_port)
         put(self, "answer_ping", answer_ping)
+        put(self, "site", site)
+        put(self, "pad2", pad2)
 
     def pack(self) -> bytes:
         return self._CODEC.pack(
@@ -908,13 +956,32 @@ class Settings(Structure):
             self.icmp_s,
             htons(self.gue_port),
             self.answer_ping,
+            self.site,
+            self.pad2,
         )
 
     @classmethod
     def unpack(cls, data: bytes | bytearray | memoryview) -> Settings:
         v = cls._CODEC.unpack(data)
         return cls(
-            v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], v[9], v[10], v[11], v[12], v[13], ntohs(v[14]), v[15]
+            v[0],
+            v[1],
+            v[2],
+            v[3],
+            v[4],
+            v[5],
+            v[6],
+            v[7],
+            v[8],
+            v[9],
+            v[10],
+            v[11],
+            v[12],
+            v[13],
+            ntohs(v[14]),
+            v[15],
+            v[16],
+            v[17],
         )
 
 
@@ -944,16 +1011,43 @@ class Gue(Structure):
 
 
 @structure
+class Probe(Structure):
+    """struct su_probe."""
+
+    SIZE: ClassVar[int] = 8
+    _CODEC: ClassVar[struct.Struct] = struct.Struct("=BBHI")
+
+    version_c_hlen: int = 0
+    type: int = 0
+    flags: int = 0
+    sequence: int = 0
+
+    def __init__(self, version_c_hlen: int = 0, type: int = 0, flags: int = 0, sequence: int = 0) -> None:
+        put(self, "version_c_hlen", version_c_hlen)
+        put(self, "type", type)
+        put(self, "flags", flags)
+        put(self, "sequence", sequence)
+
+    def pack(self) -> bytes:
+        return self._CODEC.pack(self.version_c_hlen, self.type, htons(self.flags), htonl(self.sequence))
+
+    @classmethod
+    def unpack(cls, data: bytes | bytearray | memoryview) -> Probe:
+        v = cls._CODEC.unpack(data)
+        return cls(v[0], v[1], ntohs(v[2]), ntohl(v[3]))
+
+
+@structure
 class Stats(Structure):
     """struct su_stats."""
 
-    SIZE: ClassVar[int] = 512
-    _CODEC: ClassVar[struct.Struct] = struct.Struct("=32Q32Q")
+    SIZE: ClassVar[int] = 768
+    _CODEC: ClassVar[struct.Struct] = struct.Struct("=48Q48Q")
 
-    drops: tuple[int, ...] = (0,) * 32
-    counters: tuple[int, ...] = (0,) * 32
+    drops: tuple[int, ...] = (0,) * 48
+    counters: tuple[int, ...] = (0,) * 48
 
-    def __init__(self, drops: tuple[int, ...] = (0,) * 32, counters: tuple[int, ...] = (0,) * 32) -> None:
+    def __init__(self, drops: tuple[int, ...] = (0,) * 48, counters: tuple[int, ...] = (0,) * 48) -> None:
         put(self, "drops", drops)
         put(self, "counters", counters)
 
@@ -963,7 +1057,7 @@ class Stats(Structure):
     @classmethod
     def unpack(cls, data: bytes | bytearray | memoryview) -> Stats:
         v = cls._CODEC.unpack(data)
-        return cls(v[0:32], v[32:64])
+        return cls(v[0:48], v[48:96])
 
 
 @structure
@@ -1073,6 +1167,7 @@ DROP_MEANINGS: Final[Mapping[Drop, str]] = {
     Drop.HOPS: "a client's time to live ran out here (it is told)",
     Drop.INBOUND_NEW: "inbound, would begin a flow on a claim that allows none (a SYN to a client)",
     Drop.ECN: "congestion marked in the tunnel on a packet that cannot say so (RFC 6040)",
+    Drop.SITE_DOWN: "for another site, none of whose nodes answers",
 }
 
 
@@ -1107,4 +1202,5 @@ COUNTER_MEANINGS: Final[Mapping[Counter, str]] = {
     Counter.VERIFIED_FULL: "exact searches that found nothing",
     Counter.STALE_ORIGIN: "hints that no longer held",
     Counter.ADOPTED: "living sockets claimed at start",
+    Counter.PROBE_ANSWERED: "probes of other nodes answered",
 }

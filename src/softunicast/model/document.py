@@ -100,7 +100,7 @@ def _compose(text: str, file: str) -> Node | None:
         node: Node | None = yaml.compose(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        problem = " ".join(str(error.problem or error.context or "not YAML").split())
+        problem = " ".join(str(error.problem or error.context or "not YAML").split())[:200]
         raise PlanError(file, mark.line + 1 if mark else 0, f"not YAML: {problem}", _remedy(problem)) from error
     except ReaderError as error:
         where = text.count("\n", 0, error.position) + 1 if isinstance(error.position, int) else 0

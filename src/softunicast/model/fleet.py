@@ -7,7 +7,7 @@ nodes 1.. over the fleet, sites 1.., pools 0.., on-ramps of a node 1.., tenants 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
@@ -190,10 +190,22 @@ class Plan:
         tenants = {ramp.tenant for node in self.nodes.values() for ramp in node.onramps.values() if ramp.tenant}
         return sorted(tenants).index(name) + 1
 
-    def address_shifts(self) -> dict[IPAddress, int]:
-        """Every address of the fleet -> shift (0 where slices are static), pools in sorted order."""
+    def address_shifts(self, site: str | None = None) -> dict[IPAddress, int]:
+        """Every address of the fleet, or of one site, -> shift, pools in sorted order.
+
+        A static slice may be any range: its address has the largest shift that all its slices agree with.
+        """
         shifts: dict[IPAddress, int] = {}
         for _, pool in sorted(self.pools.items()):
-            shifts.update((address, pool.shift_of(address)) for address in pool.addresses)
-            shifts.update((address, 0) for address in pool.static_addresses)
+            if site is None or pool.site == site:
+                shifts.update((address, pool.shift_of(address)) for address in pool.addresses)
+                shifts.update(static_shifts(static.slice for static in pool.slices))
         return shifts
+
+
+def static_shifts(slices: Iterable[Slice]) -> dict[IPAddress, int]:
+    """Address -> the largest shift, 16 at most, by which the bounds of all its slices can be divided."""
+    bounds: dict[IPAddress, int] = {}
+    for part in slices:
+        bounds[part.address] = bounds.get(part.address, 1 << 16) | part.first | (part.last + 1)
+    return {address: (bound & -bound).bit_length() - 1 for address, bound in bounds.items()}

@@ -28,7 +28,7 @@ from softunicast.model.reading_pools import PoolReader
 from softunicast.model.shape import NodeShape, PlanShape, SettingsShape
 
 MAX_OWNERS: Final = 1 << 20
-"""Entries of the steering table: 65536 >> shift for each address. As bpf/include/maps.h, like those below."""
+"""Entries of a site's steering table: 65536 >> shift for each address. As bpf/include/maps.h, like those below."""
 MAX_ADDRESSES: Final = 4096
 MAX_NODES: Final = 4095
 MAX_POOLS: Final = 1024
@@ -95,14 +95,16 @@ class PlanReader:
 
     def _sizes(self, plan: Plan) -> None:
         shifts = plan.address_shifts()
-        owners = sum(65536 >> shift for shift in shifts.values())
+        owners = max(
+            (sum(65536 >> shift for shift in plan.address_shifts(site).values()) for site in plan.sites), default=0
+        )
         for path, what, found, most, remedy in (
             ("sites", "nodes", len(self.nodes), MAX_NODES, "split the fleet"),
             ("pools", "pools", len(plan.pools), MAX_POOLS, "join pools"),
             ("pools", "addresses", len(shifts), MAX_ADDRESSES, "split the fleet"),
             (
                 "pools",
-                "steering entries",
+                "steering entries at one site",
                 owners,
                 MAX_OWNERS,
                 "use larger slice_ports, or static slices of fewer addresses",

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What steering does with a packet, said a second time: in Python, from the same tables.
 
-The data plane (bpf/steer.bpf.c, bpf/include/steer.h, gue.h, parse.h) decides from five maps and constants:
+The data plane (bpf/steer.bpf.c, bpf/include/steer.h, gue.h, parse.h) decides from a few maps and constants:
 
-    address -> `addresses` -> `owners[base + (port >> shift)]` -> `nodes` -> underlay address
+    address of this site -> `addresses` -> `owners[base + (port >> shift)]` -> `nodes` -> underlay address
+    address of another   -> `addresses` -> `sites`, `site_nodes`, hash of the flow -> `nodes` -> underlay address
     outer source -> `peers`, inner source -> `prefixes`, list INTERNAL
 
 `steer()` takes the same bytes and gives the verdict, the drop reason and the frame as it would leave. The
@@ -16,7 +17,7 @@ no code with what it judges.
     encapsulated, another node's     CARRY  outer headers anew, inner TTL less one, `final` set
     the same, but it came as final   DROP   FINAL_NOT_MINE
     no address of the fleet          PASS   as it came
-
+    a probe of another node          ANSWER at tc
 Sources: RFC 791, 8200, 792, 4443 (headers), RFC 6040 (ECN), RFC 1624 (checksums), draft-ietf-intarea-gue-09.
 """
 
@@ -30,7 +31,22 @@ from enum import Enum
 from sys import byteorder
 from typing import Final
 
-from softunicast.kernel.abi import GUE_FINAL, NONE, Address, Drop, List, Node, Owner, Prefix, Settings, Uplink
+from softunicast.kernel.abi import (
+    GUE_CONTROL,
+    GUE_FINAL,
+    NONE,
+    Address,
+    Drop,
+    List,
+    Node,
+    NodeFlag,
+    Owner,
+    Prefix,
+    ProbeType,
+    Settings,
+    Site,
+    Uplink,
+)
 from softunicast.kernel.abi_util import MAPPED
 from softunicast.wire.extension import EXTENSIONS, CutOff, follow
 
@@ -38,6 +54,7 @@ ETHERNET: Final = 14
 IP4_HEADER: Final = 20
 IP6_HEADER: Final = 40
 OUTER: Final = 32
+SITE_TRIES: Final = 64
 ETH_IP4: Final = 0x0800
 ETH_IP6: Final = 0x86DD
 ICMP, IPIP, TCP, UDP, IP6_IN_IP, ICMP6 = 1, 4, 6, 17, 41, 58
@@ -51,6 +68,7 @@ ECHO_REPLY: Final = {ICMP: 0, ICMP6: 129}
 class Verdict(Enum):
     PASS = "pass"
     CARRY = "carry"
+    ANSWER = "answer"
     DROP = "drop"
 
 
@@ -73,11 +91,14 @@ class Tables:
     settings: Settings
     addresses: Mapping[bytes, Address]
     owners: Mapping[int, Owner]
+    sites: Mapping[int, Site]
+    site_nodes: Mapping[int, int]
     nodes: Mapping[int, Node]
     peers: frozenset[bytes]
     internal: tuple[tuple[bytes, int], ...]
     """Prefixes as (address, length in bits of the mapped address)."""
     uplinks: tuple[Uplink, ...]
+    probe_flags: int = 0
 
     @classmethod
     def from_maps(cls, settings: Settings, maps: Mapping[str, Mapping[bytes, bytes]]) -> Tables:
@@ -93,17 +114,35 @@ class Tables:
             settings,
             {key: Address.unpack(value) for key, value in contents["addresses"].items()},
             {index: Owner.unpack(value) for index, value in array("owners")},
+            {index: Site.unpack(value) for index, value in array("sites")},
+            {index: int.from_bytes(value, byteorder) for index, value in array("site_nodes")},
             {index: Node.unpack(value) for index, value in array("nodes")},
             frozenset(contents["peers"]),
             tuple((p.addr, p.prefix_len - 32) for p in internal),
             tuple(Uplink.unpack(value) for _, value in sorted(array("uplinks"))),
         )
 
-    def owner(self, address: bytes, port: int) -> Owner | None:
-        """Who holds this port (host order) of an address of the fleet; None: nobody."""
-        entry = self.addresses[address]
+    def owner(self, packet: Packet, port: int) -> Owner | Drop:
+        """Who holds this port (host order) of the packet's destination, an address of the fleet, or whom to ask."""
+        entry = self.addresses[packet.target]
+        if entry.site != self.settings.site:
+            node = self.site_node(entry.site, flow_hash(packet))
+            return node if isinstance(node, Drop) else Owner(node, NONE)
         owner = self.owners.get(entry.base + (port >> entry.shift))
-        return owner if owner is not None and owner.node != NONE else None
+        return owner if owner is not None and owner.node != NONE else Drop.NO_OWNER
+
+    def site_node(self, site: int, number: int) -> int | Drop:
+        """A living node of a site by a hash, su_site_node of steer.h."""
+        at = self.sites.get(site, Site())
+        if not at.count:
+            return Drop.NO_OWNER
+        for turn in range(SITE_TRIES):
+            index = self.site_nodes.get(at.first + number % at.count, 0)
+            node = self.nodes.get(index)
+            if node is not None and node.flags & (NodeFlag.SET | NodeFlag.DOWN) == NodeFlag.SET:
+                return index
+            number = (number * 0x85EBCA6B + 0x9E3779B1 if turn < 4 else number + 1) & 0xFFFFFFFF
+        return Drop.SITE_DOWN
 
     def is_internal(self, address: bytes) -> bool:
         number = int.from_bytes(address, "big")
@@ -158,6 +197,7 @@ def parse(frame: bytes, offset: int, ether_type: int) -> Packet | None:
     try:
         l4 = _parse_ip4(packet) if ether_type == ETH_IP4 else _parse_ip6(packet)
         if l4 is not None:
+            packet.layer4 = l4
             _parse_l4(packet, l4)
     except _ShortError:
         packet.malformed = True
@@ -294,8 +334,8 @@ def decapsulated_ecn(inner: int, outer: int) -> int | None:
     return ECT1 if (inner, outer) == (ECT0, ECT1) else inner
 
 
-def entropy(packet: Packet) -> int:
-    """The 14 bits of the flow that choose the outer source port."""
+def flow_hash(packet: Packet) -> int:
+    """What all packets of a flow in one direction share, 32 bits; 14 of them choose the outer source port."""
 
     def fold(address: bytes) -> int:
         words: tuple[int, ...] = struct.unpack("!4I", address)
@@ -306,7 +346,7 @@ def entropy(packet: Packet) -> int:
     mixed = fold(packet.source) * 0x9E3779B1 ^ fold(packet.target) * 0x85EBCA6B ^ ports * 0xC2B2AE35
     mixed = (mixed ^ packet.proto) & 0xFFFFFFFF
     mixed = (mixed ^ mixed >> 16) * 0x7FEB352D & 0xFFFFFFFF
-    return (mixed ^ mixed >> 15) & 0x3FFF
+    return mixed ^ mixed >> 15
 
 
 def outer_headers(tables: Tables, packet: Packet, tos: int, node: Node, final: bool) -> bytes:
@@ -315,7 +355,7 @@ def outer_headers(tables: Tables, packet: Packet, tos: int, node: Node, final: b
     source, target = tables.settings.underlay[12:], node.underlay[12:]
     ip = struct.pack("!BBHHHBBH4s4s", 0x45, tos, length, 0, 0x4000, 64, UDP, 0, source, target)
     ip = ip[:10] + struct.pack("!H", checksum(ip)) + ip[12:]
-    udp = struct.pack("!HHHH", 49152 | entropy(packet), tables.settings.gue_port, length - IP4_HEADER, 0)
+    udp = struct.pack("!HHHH", 49152 | flow_hash(packet) & 0x3FFF, tables.settings.gue_port, length - IP4_HEADER, 0)
     return ip + udp + struct.pack("!BBH", 0, IP6_IN_IP if packet.ip6 else IPIP, GUE_FINAL if final else 0)
 
 
@@ -335,7 +375,7 @@ def where(tables: Tables, packet: Packet) -> Owner | Drop | None:
         return Drop.PROTOCOL
     else:
         port = packet.ports[1]
-    return tables.owner(packet.target, port) or Drop.NO_OWNER
+    return tables.owner(packet, port)
 
 
 def uncover(tables: Tables, outer: Packet) -> tuple[Packet, int, bool] | Drop:
@@ -363,6 +403,37 @@ def uncover(tables: Tables, outer: Packet) -> tuple[Packet, int, bool] | Drop:
     return Drop.ECN if ecn is None else (inner, ecn, bool(flags & GUE_FINAL))
 
 
+def is_probe(packet: Packet) -> bool:
+    """A control message to our end of the tunnel, whole and without options."""
+    return (
+        not packet.options
+        and not packet.fragment
+        and len(packet.frame) >= packet.layer4 + 16
+        and packet.frame[packet.layer4 + 8] == GUE_CONTROL
+    )
+
+
+def answer_probe(tables: Tables, packet: Packet) -> Decision:
+    """What tc does with a probe."""
+    frame, l4 = packet.frame, packet.layer4
+    if packet.source not in tables.peers:
+        return Decision(Verdict.DROP, drop=Drop.STRANGER)
+    if frame[l4 + 9] == ProbeType.REPLY:
+        return Decision(Verdict.PASS, frame)
+    if frame[l4 + 9] != ProbeType.ASK:
+        return Decision(Verdict.DROP, drop=Drop.GUE_MALFORMED)
+    ends = ETHERNET + (8 if packet.ip6 else 12)
+    size = 16 if packet.ip6 else 4
+    addresses = frame[ends + size : ends + 2 * size] + frame[ends : ends + size]
+    source, target, length, check, kind, flags = struct.unpack_from("!6H", frame, l4)
+    answer = (GUE_CONTROL << 8 | ProbeType.REPLY, tables.probe_flags)
+    if check:
+        check = update_checksum(update_checksum(check, kind, answer[0]), flags, answer[1]) or 0xFFFF
+    udp = struct.pack("!6H", target, source, length, check, *answer)
+    head = frame[6:12] + frame[:6] + frame[12:ends] + addresses + frame[ends + 2 * size : l4]
+    return Decision(Verdict.ANSWER, head + udp + frame[l4 + 12 :])
+
+
 def carry(tables: Tables, packet: Packet, owner: Owner, ecn: int, uncovered: bool, ifindex: int) -> Decision:
     """To another node. `packet` is plain by now, its ECN field still as it came."""
     node, uplink = tables.nodes.get(owner.node), tables.uplink(ifindex)
@@ -388,8 +459,9 @@ def carry(tables: Tables, packet: Packet, owner: Owner, ecn: int, uncovered: boo
     return Decision(Verdict.CARRY, frame, node=owner.node, uncovered=uncovered)
 
 
-def steer(tables: Tables, frame: bytes, *, ifindex: int = 0) -> Decision:
-    """What happens to an Ethernet frame (14 bytes and a packet, not segmented) that came in by `ifindex`."""
+def steer(tables: Tables, frame: bytes, *, ifindex: int = 0, xdp: bool = False) -> Decision:
+    """What happens to an Ethernet frame (14 bytes and a packet, not segmented) that came in by `ifindex`. XDP leaves
+    probes to tc."""
     packet = parse(frame, ETHERNET, int.from_bytes(frame[12:14], "big"))
     if packet is None:
         return Decision(Verdict.PASS, frame)
@@ -399,6 +471,8 @@ def steer(tables: Tables, frame: bytes, *, ifindex: int = 0) -> Decision:
     ecn, uncovered, final = packet.tos & 3, False, False
     to_tunnel = packet.target == tables.settings.underlay and packet.proto == UDP
     if to_tunnel and packet.ports is not None and packet.ports[1] == tables.settings.gue_port:
+        if is_probe(packet):
+            return Decision(Verdict.PASS, frame) if xdp else answer_probe(tables, packet)
         result = uncover(tables, packet)
         if isinstance(result, Drop):
             return Decision(Verdict.DROP, drop=result)

@@ -1,87 +1,90 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plan + bindings + node -> contents of the maps that steering needs. Pure: same input, same bytes.
 
-    addresses  su_addr -> su_address   every address of the fleet: base, shift, site
-    owners     index -> su_owner       owners[base + (port >> shift)]; addresses packed in sorted order
-    nodes      index -> su_node        by sorted name, from 1
-    peers      su_addr -> index        underlay of every other node: who may encapsulate to this one
+    addresses   su_addr -> su_address   every address of the fleet: its site; of this site: where its owners are
+    owners      index -> su_owner       this site's alone: owners[base + (port >> shift)]
+    sites       index -> su_site        every other site: where its nodes are listed
+    site_nodes  index -> node index     those lists
+    nodes       index -> su_node        every node of the fleet
+    peers       su_addr -> index        underlay of every other node: who may encapsulate to this one
 
-`addresses` and `owners` are the same on every node but for su_owner.slice, which is this node's own index. A part
-that nobody holds has node NONE.
+So a node's memory grows with the fleet's addresses and nodes, and with its own site's slices. Indices and bases come
+from steering.places. A part that nobody holds has node NONE.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
 from typing import Final
 
 from softunicast.kernel import abi
 from softunicast.kernel.abi_util import addr_bytes
-from softunicast.model.binding import Binding, Bindings
-from softunicast.model.owner import OwnerTable
+from softunicast.model.address import IPAddress
+from softunicast.model.binding import Bindings
 from softunicast.model.plan import Plan
+from softunicast.steering.places import Places, places
 
 Tables = dict[str, dict[bytes, bytes]]
 
-NODE_IN_USE: Final = 1
 _U32: Final = struct.Struct("=I")
 
 
-def build_tables(
-    plan: Plan,
-    bindings: Bindings,
-    node_name: str,
-    ifindexes: Mapping[str, int] | None = None,
-    generations: Mapping[str, int] | None = None,
-) -> Tables:
-    """All of the tables above, by map name. `bindings` must be the plan's (check_bindings).
-
-    `ifindexes` and `generations` are taken for the sake of one signature and not looked at. UsageError: no such
-    node.
+def build_tables(plan: Plan, bindings: Bindings, node_name: str, at: Places | None = None) -> Tables:
+    """All of the tables above, by map name. `bindings` must be the plan's (check_bindings); without `at` everything is
+    where it comes first. UsageError: no such node.
     """
     me = plan.node(node_name)
-    indices = plan.node_indices()
-    table = OwnerTable.build(plan, bindings)
-    sites = {
-        address: plan.site_index(pool.site)
-        for pool in plan.pools.values()
-        for address in (*pool.addresses, *pool.static_addresses)
-    }
-    addresses = {
-        addr_bytes(address): abi.Address(entry.base, entry.shift, sites[address]).pack()
-        for address, entry in table.entries.items()
-    }
-    nodes = {
-        _U32.pack(indices[name]): abi.Node(addr_bytes(node.underlay), NODE_IN_USE).pack()
-        for name, node in plan.nodes.items()
-    }
-    peers = {
-        addr_bytes(node.underlay): _U32.pack(indices[name]) for name, node in plan.nodes.items() if name != me.name
-    }
+    where = places(plan, node_name) if at is None else at
+    shifts = plan.address_shifts()
+    addresses: dict[bytes, bytes] = {}
+    for pool in plan.pools.values():
+        site = where.sites[pool.site]
+        for address in (*pool.addresses, *pool.static_addresses):
+            here = pool.site == me.site
+            base, shift = (where.owners[str(address)].first, shifts[address]) if here else (0, 0)
+            addresses[addr_bytes(address)] = abi.Address(base, shift, site).pack()
     return {
         "addresses": addresses,
-        "owners": _owners(table, bindings, indices, node_name),
-        "nodes": nodes,
-        "peers": peers,
+        "owners": _owners(plan, bindings, me.name, where, shifts),
+        "sites": {
+            _U32.pack(where.sites[name]): abi.Site(known.first, len(known.nodes)).pack()
+            for name, known in where.lists.items()
+        },
+        "site_nodes": {
+            _U32.pack(known.first + position): _U32.pack(where.nodes[node])
+            for known in where.lists.values()
+            for position, node in enumerate(known.nodes)
+        },
+        "nodes": {
+            _U32.pack(where.nodes[name]): abi.Node(addr_bytes(node.underlay), int(abi.NodeFlag.SET)).pack()
+            for name, node in plan.nodes.items()
+        },
+        "peers": {
+            addr_bytes(node.underlay): _U32.pack(where.nodes[name])
+            for name, node in plan.nodes.items()
+            if name != me.name
+        },
     }
 
 
-def _owners(table: OwnerTable, bindings: Bindings, indices: Mapping[str, int], node_name: str) -> dict[bytes, bytes]:
-    mine = sorted(
-        (binding for binding in bindings.bindings if binding.node == node_name),
-        key=lambda binding: binding.slice.sort_key,
-    )
-    slices = {id(binding): index for index, binding in enumerate(mine)}
+def _owners(
+    plan: Plan, bindings: Bindings, node_name: str, where: Places, shifts: dict[IPAddress, int]
+) -> dict[bytes, bytes]:
     nobody = abi.Owner(abi.NONE, abi.NONE).pack()
-    packed: dict[int, bytes] = {}
-
-    def value(binding: Binding | None) -> bytes:
-        if binding is None:
-            return nobody
-        if id(binding) not in packed:
-            index = slices.get(id(binding), abi.NONE)
-            packed[id(binding)] = abi.Owner(indices[binding.node], index).pack()
-        return packed[id(binding)]
-
-    return {_U32.pack(index): value(binding) for index, binding in table.owners()}
+    parts: dict[int, bytes] = {}
+    for block in where.owners.values():
+        parts.update(dict.fromkeys(range(block.first, block.first + block.size), nobody))
+    others = {name: abi.Owner(index, abi.NONE).pack() for name, index in where.nodes.items()}
+    mine = 0
+    for binding in sorted(bindings.bindings, key=lambda binding: binding.slice.sort_key):
+        owner = others[binding.node]
+        if binding.node == node_name:
+            owner = abi.Owner(where.nodes[node_name], mine).pack()
+            mine += 1
+        known = where.owners.get(str(binding.slice.address))
+        if known is None:
+            continue
+        shift = shifts[binding.slice.address]
+        first, last = binding.slice.first >> shift, binding.slice.last >> shift
+        parts.update(dict.fromkeys(range(known.first + first, known.first + last + 1), owner))
+    return {_U32.pack(index): owner for index, owner in parts.items()}
