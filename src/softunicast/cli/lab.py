@@ -20,7 +20,7 @@ import click
 from softunicast.errors import UsageError
 from softunicast.lab import build
 from softunicast.lab.lab import Lab, environment
-from softunicast.lab.topology import DRAWING, NODES
+from softunicast.lab.topology import DRAWING, NODES, ROUTERS
 from softunicast.lab.traces import traces
 
 prefix_option = click.option(
@@ -50,15 +50,24 @@ def _prefix_argument(prefix: str) -> str:
 @lab.command()
 @prefix_option
 @click.option("--agents/--no-agents", default=True, show_default=True, help="Start an agent on each node.")
-def up(prefix: str, agents: bool) -> None:
-    """Build two nodes, a router, an internet and clients, and start them."""
+@click.option(
+    "--feed",
+    type=click.IntRange(0, 3_000_000),
+    default=0,
+    show_default=True,
+    help="Routes of a generated table that the internet sends to the routers.",
+)
+def up(prefix: str, agents: bool, feed: int) -> None:
+    """Build two sites, an internet and clients, and start them."""
     build.check_tools()
-    made = Lab(prefix, agents=agents)
+    made = Lab(prefix, agents=agents, feed=feed)
     if made.is_up():
         raise UsageError(f"lab: {prefix!r} is up already; `softunicast lab down{_prefix_argument(prefix)}` first")
     began_s = time.monotonic()
     made.up()
     click.echo(DRAWING)
+    for router in ROUTERS.values() if feed else ():
+        click.echo(f"{router} has {made.feed_routes(router):,} routes of the feed in its kernel")
     click.echo(f"up in {time.monotonic() - began_s:.1f} s; plan {made.plan_path}")
     argument = _prefix_argument(prefix)
     click.echo(f"try: softunicast lab shell{argument} c1        then: curl http://203.0.113.1/")
@@ -109,18 +118,15 @@ def status(prefix: str, as_json: bool) -> None:
 
 
 def _program(pid: int) -> str:
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
-    except (FileNotFoundError, ProcessLookupError):
-        return f"{pid} (ended)"
-    return f"{pid} {shlex.join(word for word in words if word)[:100]}"
+    words = build.command_line(pid)
+    return f"{pid} {shlex.join(words)[:100]}" if words else f"{pid} (ended)"
 
 
 @lab.command()
 @prefix_option
 @click.argument("node")
 def shell(prefix: str, node: str) -> None:
-    """Open a shell on a node (inet, r1, lhr1, lhr2, c1, t1, c2, t2). The status is the shell's."""
+    """Open a shell on a host (inet r1 r2 lhr1 lhr2 cdg1 cdg2 c1 t1 c2 t2 c3 t4). The status is the shell's."""
     host = _running(prefix).node(node)
     program = os.environ.get("SHELL", "/bin/sh")
     variables = {**environment(), "PS1": f"{node}# "}
@@ -131,7 +137,7 @@ def shell(prefix: str, node: str) -> None:
 @lab.command()
 @prefix_option
 @click.argument("node", default="r1")
-@click.option("--device", help="Default: the router's internet side (inet0) on r1, otherwise every device.")
+@click.option("--device", help="Default: a router's internet side (inet0), elsewhere every device.")
 @click.option(
     "--write",
     "path",
@@ -141,7 +147,7 @@ def shell(prefix: str, node: str) -> None:
 def capture(prefix: str, node: str, device: str | None, path: Path | None) -> None:
     """Show packets on a node with tcpdump until interrupted."""
     host = _running(prefix).node(node)
-    chosen = device or ("inet0" if node == "r1" else "any")
+    chosen = device or ("inet0" if node in ROUTERS.values() else "any")
     words = ["tcpdump", "-n", "-i", chosen, *(["-w", str(path.absolute()), "-U"] if path else ["-l"])]
     done = subprocess.run(build.entering(host.netns, words), env=environment(), stdin=sys.stdin, check=False)
     click.get_current_context().exit(done.returncode)
@@ -157,3 +163,43 @@ def demo(prefix: str, keep: bool) -> None:
     from softunicast.lab.demo import demonstrate
 
     click.get_current_context().exit(demonstrate(prefix, keep=keep))
+
+
+@lab.command()
+@click.option("--prefix", default="scenario", show_default=True, help="Of the lab; one that is not up is made for it.")
+@click.argument("name", metavar="NAME")
+@click.option("--json", "as_json", is_flag=True, help="Write JSON.")
+def scenario(prefix: str, name: str, as_json: bool) -> None:
+    """Break something and print what it cost: fail-node, fail-site, backbone, mtu, bird or flap.
+
+    Exit status 1 when a connection broke whose owner lived.
+    """
+    from dataclasses import asdict
+
+    from softunicast.lab.scenarios import SCENARIOS, bill_text
+
+    if name not in SCENARIOS:
+        raise UsageError(f"lab scenario: no scenario {name!r}; there are {', '.join(SCENARIOS)}")
+    build.check_tools()
+    here = Lab(prefix)
+    made = not here.is_up()
+
+    def say(line: str) -> None:
+        if not as_json:
+            click.echo(line)
+
+    try:
+        if made:
+            here.up()
+        result = SCENARIOS[name](here, say)
+    finally:
+        if made:
+            here.down()
+    if as_json:
+        click.echo(json.dumps({**asdict(result), "wrong": result.wrong()}, indent=2))
+    else:
+        for line in (*bill_text(result), *result.facts):
+            click.echo(line)
+        for line in result.wrong():
+            click.echo(f"not as promised: {line}")
+    click.get_current_context().exit(1 if result.wrong() else 0)

@@ -146,6 +146,14 @@ def processes(paths: Iterable[Path]) -> list[int]:
     return found
 
 
+def command_line(pid: int) -> list[str]:
+    """A process's words; empty when it is gone or a zombie."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
+        return [word for word in words if word]
+    return []
+
+
 def _identity(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_dev, status.st_ino

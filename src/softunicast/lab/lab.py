@@ -219,6 +219,13 @@ class Lab:
         found = {str(hop["gateway"]) for route in routes for hop in route.get("nexthops", [route]) if "gateway" in hop}
         return sorted(found)
 
+    def feed_routes(self, router: str) -> int:
+        """How many routes of the feed are in a router's kernel."""
+        shown = self.node(router).run(["ip", "-4", "route", "show", "proto", "bird", "root", "16.0.0.0/4"]).stdout
+        return shown.count("\n") + self.node(router).run(
+            ["ip", "-4", "route", "show", "proto", "bird", "root", "32.0.0.0/3"]
+        ).stdout.count("\n")
+
     def wait_routes(self, *, patience_s: float = BGP_READY_S) -> None:
         """Until BGP has settled: each router knows its nodes and the internet, and the internet prefers r2."""
 

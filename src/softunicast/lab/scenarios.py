@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`softunicast lab scenario`: something breaks while everybody has flows, and what it cost is printed.
+
+    fail-node   cdg1, which half of all answers come to, goes dark: its line is cut; then it comes back
+    fail-site   cdg, which all answers come to, is cut off: its line to the internet and the backbone; then it comes back
+    backbone    the line between the sites is cut while answers for lhr come to cdg; then it is mended
+    mtu         a line in the internet gets 1,400 bytes, the backbone 1,500, so that a full-sized answer does not fit the
+                tunnel; uploads and downloads of a fresh destination each, before and after
+    bird        BIRD at cdg1 is killed with -9 and started again; then so is the agent there
+    flap        cdg's line to the internet goes down and up, five times
+
+Each is a function from a lab to a Result: what was done when, what the flows of each node paid, and whose were to survive. A
+survivor's connection must not break. What BGP takes to notice is part of the price and printed; it is BFD's 0.8 s here.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from softunicast.errors import UsageError
+
+from . import build
+from . import topology as facts
+from .cost import COLUMNS, Bill, Cost
+from .lab import Lab, wait_until
+
+BEFORE_S: Final = 1.0
+DOWN_S: Final = 4.0
+AFTER_S: Final = 2.0
+FLAPS: Final = 5
+FLAP_S: Final = 1.0
+CONVERGE_S: Final = 30.0
+UPLOAD_BYTES: Final = 300_000
+
+
+@dataclass(slots=True)
+class Result:
+    """What happened, when (seconds since the flows ran), and what it cost; `must_live`: nodes whose connections were
+    not to break; `facts` are measured besides, in the words they are printed with.
+    """
+
+    scenario: str
+    must_live: tuple[str, ...]
+    steps: list[tuple[float, str]] = field(default_factory=list)
+    costs: dict[str, Cost] = field(default_factory=dict)
+    facts: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def wrong(self) -> list[str]:
+        """What was not as promised, a line each."""
+        found = list(self.problems)
+        for node in self.must_live:
+            cost = self.costs.get(node)
+            if cost is not None and cost.broken:
+                found.append(f"{cost.broken} connections of {node} broke, the first: {cost.errors[0]}")
+        return found
+
+
+class Happening:
+    """The clock of a scenario: notes each step with its time."""
+
+    def __init__(self, lab: Lab, result: Result, say: Callable[[str], None]) -> None:
+        self.lab = lab
+        self.result = result
+        self._say = say
+        self._began_s = time.monotonic()
+
+    def step(self, what: str, act: Callable[[], object] | None = None) -> None:
+        """Note it, then do it."""
+        at_s = time.monotonic() - self._began_s
+        self.result.steps.append((at_s, what))
+        self._say(f"{at_s:6.2f} s  {what}")
+        if act is not None:
+            act()
+
+    def rest(self, seconds: float) -> None:
+        """Let the flows go on."""
+        time.sleep(seconds)
+
+    def converge(self, what: str, condition: Callable[[], bool]) -> None:
+        """Wait for it and note how long it took."""
+        began_s = time.monotonic()
+        wait_until(condition, what, patience_s=CONVERGE_S)
+        self.step(f"{what} (after {time.monotonic() - began_s:.2f} s)")
+
+
+def set_link(lab: Lab, host: str, device: str, *, up: bool) -> None:
+    """Pull or plug a cable: with one end of a veth pair down the other has no carrier.
+
+    IPv6 addresses of a device that goes down are kept (sysctl keep_addr_on_down), as a router's configuration is.
+    """
+    lab.node(host).run(["sysctl", "-qw", f"net.ipv6.conf.{device}.keep_addr_on_down=1"], check=True)
+    lab.node(host).run(["ip", "link", "set", device, "up" if up else "down"], check=True)
+
+
+def restore_routes(lab: Lab, host: str) -> None:
+    """What a router's own configuration puts back after its device was down: the static routes of the drawing."""
+    text = "".join(f"route replace {route}\n" for route in facts.ROUTES.get(host, ()))
+    lab.node(host).run(["ip", "-batch", "-"], input=text, check=True)
+
+
+@contextmanager
+def happening(lab: Lab, name: str, must_live: Sequence[str], say: Callable[[str], None]) -> Iterator[Happening]:
+    """Flows run before, during and after what happens inside."""
+    result = Result(name, tuple(must_live))
+    with Bill(lab) as bill:
+        scene = Happening(lab, result, say)
+        scene.rest(BEFORE_S)
+        yield scene
+        scene.rest(AFTER_S)
+        result.costs = bill.costs()
+
+
+def _spread(lab: Lab, router: str, count: int) -> bool:
+    return all(len(lab.next_hops(router, str(fleet))) == count for fleet in (facts.FLEET, facts.FLEET6))
+
+
+def _internet_sends_to(lab: Lab, router: str) -> bool:
+    number = 1 if router == "r1" else 5
+    side = 1 if router == "r1" else 2
+    wanted = {str(facts.FLEET): [f"192.0.2.{number}"], str(facts.FLEET6): [f"2001:db8:e:{side}::1"]}
+    return all(lab.next_hops("inet", network) == hops for network, hops in wanted.items())
+
+
+def fail_node(lab: Lab, say: Callable[[str], None]) -> Result:
+    """cdg1 goes dark and comes back."""
+    others = [node for node in facts.NODES if node != "cdg1"]
+    with happening(lab, "fail-node", others, say) as scene:
+        scene.step("cdg1's line is cut", lambda: set_link(lab, "r2", "cdg1", up=False))
+        scene.converge("r2 spreads over cdg2 alone", lambda: _spread(lab, "r2", 1))
+        scene.rest(DOWN_S)
+        scene.step("cdg1's line is back", lambda: set_link(lab, "r2", "cdg1", up=True))
+        scene.converge("r2 spreads over both", lambda: _spread(lab, "r2", 2))
+    return scene.result
+
+
+def fail_site(lab: Lab, say: Callable[[str], None]) -> Result:
+    """cdg is cut off from internet and backbone, and comes back."""
+    with happening(lab, "fail-site", facts.SITES["lhr"], say) as scene:
+        scene.step("cdg is cut off: internet and backbone", lambda: cut_site(lab, up=False))
+        scene.converge("the internet sends to r1", lambda: _internet_sends_to(lab, "r1"))
+        scene.rest(DOWN_S)
+        scene.step("cdg is back", lambda: cut_site(lab, up=True))
+        scene.converge("the internet sends to r2 again", lambda: _internet_sends_to(lab, "r2"))
+    return scene.result
+
+
+def cut_site(lab: Lab, *, up: bool) -> None:
+    """Pull or plug both cables of r2 to the world: at their far ends, so that cdg knows no more than its carrier."""
+    set_link(lab, "inet", "r2", up=up)
+    set_link(lab, "r1", "bb0", up=up)
+    if up:
+        restore_routes(lab, "r1")
+        restore_routes(lab, "r2")
+
+
+def backbone(lab: Lab, say: Callable[[str], None]) -> Result:
+    """The line between the sites is cut: cdg cannot carry to lhr until it is mended."""
+    with happening(lab, "backbone", facts.NODES, say) as scene:
+        scene.step("the backbone is cut", lambda: set_link(lab, "r1", "bb0", up=False))
+        scene.rest(DOWN_S)
+
+        def mend() -> None:
+            set_link(lab, "r1", "bb0", up=True)
+            restore_routes(lab, "r1")
+            restore_routes(lab, "r2")
+
+        scene.step("the backbone is mended", mend)
+        scene.rest(DOWN_S)
+    return scene.result
+
+
+def mtu(lab: Lab, say: Callable[[str], None]) -> Result:
+    """Smaller lines than senders believe: they are told, and adapt."""
+    with happening(lab, "mtu", facts.NODES, say) as scene:
+        _transfers(scene, "with full-sized lines", facts.WEB[0], facts.WEB6[0])
+
+        def shrink() -> None:
+            for host, device, size in (("r1", "inet0", 1400), ("r2", "bb0", 1500), ("r1", "bb0", 1500)):
+                lab.node(host).run(["ip", "link", "set", device, "mtu", str(size)], check=True)
+
+        scene.step("r1's line to the internet takes 1,400 bytes, the backbone 1,500", shrink)
+        _transfers(scene, "through the small ones", facts.WEB[1], facts.WEB6[1])
+    for host, device, size in (("r1", "inet0", 1500), ("r2", "bb0", 1600), ("r1", "bb0", 1600)):
+        lab.node(host).run(["ip", "link", "set", device, "mtu", str(size)], check=True)
+    return scene.result
+
+
+def _transfers(scene: Happening, when: str, *targets: str) -> None:
+    """A download from everywhere at lhr, by way of both families."""
+    lab = scene.lab
+    for where in ("lhr1", "c1", "t2"):
+        for target in targets:
+            host = f"[{target}]" if ":" in target else target
+            url = f"http://{host}/bytes/{UPLOAD_BYTES}"
+            command = ["curl", "-sS", "-m", "20", "-o", "/dev/null", "-w", "%{size_download} %{time_total}", url]
+            if where in facts.NODES:
+                command = ["softunicast", "run", "--pool", "gb", "--", *command]
+            done = lab.node(where).run(command)
+            size, _, seconds = done.stdout.partition(" ")
+            if size != str(UPLOAD_BYTES):
+                scene.result.problems.append(f"{where} from {target} {when}: {done.stderr.strip() or done.stdout}")
+            else:
+                scene.result.facts.append(f"{when}: {where} has {UPLOAD_BYTES:,} bytes from {target} in {seconds} s")
+    scene.step(f"downloads {when} are done")
+
+
+def bird_dies(lab: Lab, say: Callable[[str], None]) -> Result:
+    """BIRD at cdg1 is killed: the routers stop sending there, the node goes on carrying and owning. Then its agent."""
+    with happening(lab, "bird", facts.NODES, say) as scene:
+        scene.step("BIRD at cdg1 is killed with -9", lambda: kill_program(lab, "cdg1", "bird"))
+        scene.converge("r2 spreads over cdg2 alone", lambda: _spread(lab, "r2", 1))
+        scene.rest(AFTER_S)
+        scene.step("BIRD at cdg1 is started again", lambda: lab.start_bird("cdg1"))
+        scene.converge("r2 spreads over both", lambda: _spread(lab, "r2", 2))
+        scene.step("the agent at cdg1 is killed with -9", lambda: kill_program(lab, "cdg1", "agent"))
+        scene.rest(DOWN_S)
+        if not _spread(lab, "r2", 2):
+            scene.result.problems.append("the agent's death withdrew its node")
+        scene.step("the agent at cdg1 is started again", lambda: lab.start_agents(["cdg1"]))
+        if not _spread(lab, "r2", 2):
+            scene.result.problems.append("the agent's return withdrew its node")
+    return scene.result
+
+
+def kill_program(lab: Lab, node: str, program: str) -> None:
+    """kill -9 to a node's BIRD ("bird") or agent ("agent"). UsageError when there is none."""
+    found = [pid for pid in build.processes([lab.node(node).netns]) if _is(program, build.command_line(pid))]
+    if not found:
+        raise UsageError(f"lab: no {program} runs at {node}; softunicast lab status shows what does")
+    for pid in found:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not any(build.command_line(pid) for pid in found), f"{program} at {node} is dead")
+
+
+def _is(program: str, words: Sequence[str]) -> bool:
+    if program == "bird":
+        return bool(words) and words[0].rpartition("/")[2] == "bird"
+    return "softunicast.cli" in words and "agent" in words
+
+
+def flap(lab: Lab, say: Callable[[str], None]) -> Result:
+    """cdg's line to the internet goes down and up: answers come here and there."""
+    with happening(lab, "flap", facts.NODES, say) as scene:
+        for number in range(FLAPS):
+            scene.step(f"cdg's line to the internet goes down ({number + 1} of {FLAPS})")
+            set_link(lab, "inet", "r2", up=False)
+            scene.rest(FLAP_S)
+            set_link(lab, "inet", "r2", up=True)
+            scene.step("and up")
+            scene.rest(FLAP_S)
+        scene.converge("the internet sends to r2 again", lambda: _internet_sends_to(lab, "r2"))
+    return scene.result
+
+
+SCENARIOS: Final[dict[str, Callable[[Lab, Callable[[str], None]], Result]]] = {
+    "fail-node": fail_node,
+    "fail-site": fail_site,
+    "backbone": backbone,
+    "mtu": mtu,
+    "bird": bird_dies,
+    "flap": flap,
+}
+
+
+def bill_text(result: Result) -> list[str]:
+    """The costs as lines of a table, sums last."""
+    whole = Cost("all")
+    for cost in result.costs.values():
+        whole.flows += cost.flows
+        whole.packets += cost.packets
+        whole.lost += cost.lost
+        whole.silence_s = max(whole.silence_s, cost.silence_s)
+        whole.broken += cost.broken
+        whole.opened += cost.opened
+        whole.refused += cost.refused
+    rows = [COLUMNS, *(cost.row() for cost in (*result.costs.values(), whole))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
