@@ -100,6 +100,9 @@ SEC("tc") int su_uplink_in(struct __sk_buff *skb)
 
 	if (!su_is_ip(skb) || !su_peek(skb, SU_DST, &dst))
 		return TC_ACT_UNSPEC;
+	/* A switch that does not know where a node is floods its frames to all: they are not ours to carry, the stack drops them. */
+	if (skb->pkt_type != 0 /* PACKET_HOST */)
+		return TC_ACT_UNSPEC;
 	if (!su_fleet(&dst) && !su_addr_equal(&dst, &underlay))
 		return TC_ACT_UNSPEC;
 	w = su_work_get(SU_ROOM_UPLINK);

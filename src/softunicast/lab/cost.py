@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an event cost: flows on every node and every client host, started before it and asked after it.
 
-On each node a program under `softunicast run`, behind it its clients, each with the flows of `traffic.py` in IPv4 and IPv6, all
-by way of slices. The sums are told apart by the node that owns them, because that is what decides: a flow whose owner
-lives must not break, whatever happens to the machines its answers came through.
+On each node a program under `softunicast run`, behind it its clients, each with the flows of `traffic.py` in IPv4 and
+IPv6, all by way of slices. The sums are told apart by the node that owns them, because that is what decides: a flow
+whose owner lives must not break, whatever happens to the machines its answers came through.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ END_S: Final = 30.0
 
 @dataclass(slots=True)
 class Cost:
-    """What the flows of one node paid. `silence_s`: the longest that an answer was late; `broken`: connections that ended
-    with an error, `flows` all there were; `refused`: new connections that failed, of `opened + refused`.
+    """What the flows of one node paid. `silence_s`: the longest that an answer was late; `broken`: connections that
+    ended with an error, `flows` all there were; `refused`: new connections that failed, of `opened + refused`.
     """
 
     node: str

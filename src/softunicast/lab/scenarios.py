@@ -2,15 +2,15 @@
 """`softunicast lab scenario`: something breaks while everybody has flows, and what it cost is printed.
 
     fail-node   cdg1, which half of all answers come to, goes dark: its line is cut; then it comes back
-    fail-site   cdg, which all answers come to, is cut off: its line to the internet and the backbone; then it comes back
+    fail-site   cdg, which all answers come to, is cut off: its line to the internet and the backbone; then it is back
     backbone    the line between the sites is cut while answers for lhr come to cdg; then it is mended
-    mtu         a line in the internet gets 1,400 bytes, the backbone 1,500, so that a full-sized answer does not fit the
-                tunnel; uploads and downloads of a fresh destination each, before and after
+    mtu         the internet's lines take 1,400 bytes all at once; transfers both ways before and after
     bird        BIRD at cdg1 is killed with -9 and started again; then so is the agent there
     flap        cdg's line to the internet goes down and up, five times
 
-Each is a function from a lab to a Result: what was done when, what the flows of each node paid, and whose were to survive. A
-survivor's connection must not break. What BGP takes to notice is part of the price and printed; it is BFD's 0.8 s here.
+Each is a function from a lab to a Result: what was done when, what the flows of each node paid, and whose were to
+survive. A survivor's connection must not break. What BGP takes to notice is part of the price and
+printed; it is BFD's 0.8 s here.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ AFTER_S: Final = 2.0
 FLAPS: Final = 5
 FLAP_S: Final = 1.0
 CONVERGE_S: Final = 30.0
-UPLOAD_BYTES: Final = 300_000
+TRANSFER_BYTES: Final = 300_000
+TRANSFER_S: Final = 10
 
 
 @dataclass(slots=True)
@@ -179,36 +180,48 @@ def backbone(lab: Lab, say: Callable[[str], None]) -> Result:
 def mtu(lab: Lab, say: Callable[[str], None]) -> Result:
     """Smaller lines than senders believe: they are told, and adapt."""
     with happening(lab, "mtu", facts.NODES, say) as scene:
-        _transfers(scene, "with full-sized lines", facts.WEB[0], facts.WEB6[0])
-
-        def shrink() -> None:
-            for host, device, size in (("r1", "inet0", 1400), ("r2", "bb0", 1500), ("r1", "bb0", 1500)):
-                lab.node(host).run(["ip", "link", "set", device, "mtu", str(size)], check=True)
-
-        scene.step("r1's line to the internet takes 1,400 bytes, the backbone 1,500", shrink)
-        _transfers(scene, "through the small ones", facts.WEB[1], facts.WEB6[1])
-    for host, device, size in (("r1", "inet0", 1500), ("r2", "bb0", 1600), ("r1", "bb0", 1600)):
-        lab.node(host).run(["ip", "link", "set", device, "mtu", str(size)], check=True)
+        _transfers(scene, "with full-sized lines", facts.ECHO[0], facts.ECHO6[0])
+        scene.step("the lines between routers and internet take 1,400 bytes", lambda: _internet_mtu(lab, 1400))
+        _transfers(scene, "through the small ones", facts.ECHO[1], facts.ECHO6[1])
+        _internet_mtu(lab, 1500)
     return scene.result
 
 
+def _internet_mtu(lab: Lab, size: int) -> None:
+    """The internet's servers go on to announce a full-sized MSS, as if the small line were far from them."""
+    lab.node("inet").run(
+        ["sysctl", "-qw", "net.ipv4.route.min_adv_mss=1460", "net.ipv6.route.min_adv_mss=1440"], check=True
+    )
+    for router in facts.ROUTERS.values():
+        lab.node(router).run(["ip", "link", "set", "inet0", "mtu", str(size)], check=True)
+        lab.node("inet").run(["ip", "link", "set", router, "mtu", str(size)], check=True)
+
+
 def _transfers(scene: Happening, when: str, *targets: str) -> None:
-    """A download from everywhere at lhr, by way of both families."""
+    """TRANSFER_BYTES there and back again, to each target, from a program and from both kinds of clients."""
     lab = scene.lab
-    for where in ("lhr1", "c1", "t2"):
+    for where in ("lhr1", "c1", "t2", "c3"):
         for target in targets:
-            host = f"[{target}]" if ":" in target else target
-            url = f"http://{host}/bytes/{UPLOAD_BYTES}"
-            command = ["curl", "-sS", "-m", "20", "-o", "/dev/null", "-w", "%{size_download} %{time_total}", url]
+            place = f"TCP6:[{target}]:7" if ":" in target else f"TCP:{target}:7"
+            command = [
+                "sh",
+                "-c",
+                f"head -c {TRANSFER_BYTES} /dev/zero | timeout {TRANSFER_S} socat -t 5 - {place} | wc -c",
+            ]
             if where in facts.NODES:
                 command = ["softunicast", "run", "--pool", "gb", "--", *command]
+            began_s = time.monotonic()
             done = lab.node(where).run(command)
-            size, _, seconds = done.stdout.partition(" ")
-            if size != str(UPLOAD_BYTES):
-                scene.result.problems.append(f"{where} from {target} {when}: {done.stderr.strip() or done.stdout}")
+            took_s = time.monotonic() - began_s
+            whole = done.stdout.strip().isdigit() and int(done.stdout) > TRANSFER_BYTES
+            if whole:
+                scene.result.facts.append(
+                    f"{when}: {where} sent {TRANSFER_BYTES:,} bytes to {target} and had them back in {took_s:.2f} s"
+                )
             else:
-                scene.result.facts.append(f"{when}: {where} has {UPLOAD_BYTES:,} bytes from {target} in {seconds} s")
-    scene.step(f"downloads {when} are done")
+                said = done.stderr.strip() or f"{done.stdout.strip()} bytes came back"
+                scene.result.problems.append(f"{when}: {where} to {target}: {said}")
+    scene.step(f"transfers {when} are done")
 
 
 def bird_dies(lab: Lab, say: Callable[[str], None]) -> Result:

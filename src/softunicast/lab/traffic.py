@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ordinary flows that go on while something happens, and what it cost each of them.
 
-Run as `python -m softunicast.lab.traffic ADDRESS...` on any host of the lab: to each address (IPv4 or IPv6, the echo servers'
-port 7) it keeps one UDP flow (a numbered datagram every 20 ms) and two TCP connections (a line every 100 ms), and
-opens a fresh TCP connection four times a second. Prints "ready" when every flow has had its first answer; ends at end of
-input with one JSON object:
+Run as `python -m softunicast.lab.traffic ADDRESS...` on any host of the lab: to each address (IPv4 or IPv6, the echo
+servers' port 7) it keeps one UDP flow (a numbered datagram every 20 ms) and two TCP connections (a line every 100 ms),
+and opens a fresh TCP connection four times a second. Prints "ready" when every flow has had its first answer; ends at
+end of input with one JSON object:
 
     {"flows": [{"protocol", "remote", "seen": what the server saw, "sent", "received", "silence_s": the longest time
-     without the answer that was due, "error": errno's name or ""}], "opened", "refused": [errno's name or "timeout", ...]}
+     without the answer that was due, "error": errno's name or ""}],
+     "opened", "refused": [errno's name or "timeout", ...]}
 
-An answer is late, not lost, as long as it comes: a UDP flow's `sent - received` is what never came. Knows nothing of softunicast.
+An answer is late, not lost, as long as it comes: a UDP flow's `sent - received` is what never came. Knows nothing of
+softunicast.
 """
 
 from __future__ import annotations
@@ -204,6 +206,11 @@ class Traffic:
         return {"flows": flows, "opened": self.opened, "refused": self.refused}
 
 
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def main(addresses: list[str]) -> int:
     """See the module's text."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -213,7 +220,7 @@ def main(addresses: list[str]) -> int:
         traffic.turn()
     for flow in traffic.flows.values():
         flow.silence_s = 0.0
-    print("ready", flush=True)
+    _say("ready")
     ended = select.poll()
     ended.register(sys.stdin, select.POLLIN | select.POLLHUP)
     while not ended.poll(0):
@@ -221,7 +228,7 @@ def main(addresses: list[str]) -> int:
     deadline_s = time.monotonic() + SETTLE_S
     while time.monotonic() < deadline_s:
         traffic.turn(sending=False)
-    print(json.dumps(traffic.report()), flush=True)
+    _say(json.dumps(traffic.report()))
     return 0
 
 
