@@ -15,6 +15,7 @@ printed; it is BFD's 0.8 s here.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -182,8 +183,13 @@ def mtu(lab: Lab, say: Callable[[str], None]) -> Result:
     with happening(lab, "mtu", facts.NODES, say) as scene:
         _transfers(scene, "with full-sized lines", facts.ECHO[0], facts.ECHO6[0])
         scene.step("the lines between routers and internet take 1,400 bytes", lambda: _internet_mtu(lab, 1400))
+        before = _told(lab)
         _transfers(scene, "through the small ones", facts.ECHO[1], facts.ECHO6[1])
+        told = _told(lab) - before
         _internet_mtu(lab, 1500)
+        scene.result.facts.append(f"the routers told senders {told} times that a packet was too big")
+        if not told:
+            scene.result.problems.append("no packet was too big: the transfers show nothing")
     return scene.result
 
 
@@ -195,6 +201,15 @@ def _internet_mtu(lab: Lab, size: int) -> None:
     for router in facts.ROUTERS.values():
         lab.node(router).run(["ip", "link", "set", "inet0", "mtu", str(size)], check=True)
         lab.node("inet").run(["ip", "link", "set", router, "mtu", str(size)], check=True)
+
+
+def _told(lab: Lab) -> int:
+    """Packets that the routers found too big and said so (nstat(8): both families)."""
+    counters = [
+        json.loads(lab.node(router).run(["nstat", "-aszj"], check=True).stdout)["kernel"]
+        for router in facts.ROUTERS.values()
+    ]
+    return sum(int(counter["IpFragFails"]) + int(counter["Ip6FragFails"]) for counter in counters)
 
 
 def _transfers(scene: Happening, when: str, *targets: str) -> None:
