@@ -164,6 +164,8 @@ class Lab:
         present = build.namespaces(self.prefix)
         build.stop(build.processes(present.values()))
         for child in self.children:
+            if child.poll() is None:
+                child.kill()  # one that was just started and is not in its namespace yet
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(2)
             for pipe in (child.stdin, child.stdout, child.stderr):
