@@ -357,7 +357,7 @@ enum su_probe_type {
 	SU_PROBE_TYPE_REPLY = 2,	/* goes up to the stack: the prober's socket */
 };
 enum su_probe_flag {
-	SU_PROBE_FLAG_FIT = 1,	/* in a reply: this node steers and wants to be asked */
+	SU_PROBE_FIT = 1,	/* in a reply: this node steers and wants to be asked */
 };
 struct su_probe {
 	__u8 version_c_hlen;	/* SU_GUE_CONTROL */

@@ -5,6 +5,7 @@
         |                   --- a link or address changed (rtnetlink) ----> reconcile, a moment later
         |                   --- `interval_s` is over ---------------------> reconcile, sweep
         |                   --- SIGTERM, SIGINT --------------------------> leave; the data plane stays
+        |                   --- its time has come ----------------------> ask the other nodes; announce this one
         +--- always: WATCHDOG=1
 
 A bad file while running is told and the last good one stays in force. A reconciliation that fails is told and
@@ -28,10 +29,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from softunicast.agent.announcing import Announcer
+from softunicast.agent.diff import Desired
 from softunicast.agent.findings import Finding
 from softunicast.agent.machine import Machine
 from softunicast.agent.notify import notify, watchdog_s
 from softunicast.agent.operations import Operation
+from softunicast.agent.prober import Prober
 from softunicast.agent.reconcile import Inputs, Memory, carry_out, decide, locked
 from softunicast.agent.sweep import Sweeper
 from softunicast.errors import SoftunicastError
@@ -68,6 +72,7 @@ class Agent:
     _memory: Memory = field(default_factory=Memory)
     _stop: bool = False
     _reload: bool = False
+    _wanted: Desired | None = None
 
     def once(self) -> int:
         """Reconcile once; how many operations that took. SoftunicastError when it cannot."""
@@ -81,7 +86,11 @@ class Agent:
             self._reconcile(machine)
             notify("READY=1", f"STATUS=epoch {self._epoch()}")
             self.log.info("ready", node=self.options.node, epoch=self._epoch(), changed=self._changed)
-            self._watch(machine, selector)
+            prober = Prober(machine, self.log, selector, self.clock)
+            try:
+                self._watch(machine, selector, prober, Announcer(machine, self.log, self.clock))
+            finally:
+                prober.close()
             notify("STOPPING=1")
             self.log.info("leaving; the data plane stays", node=self.options.node)
 
@@ -104,6 +113,7 @@ class Agent:
         self._findings = found
         self._changed = 0
         carry_out(machine, decision.operations, self._done)
+        self._wanted = decision.desired
         return self._changed
 
     def _done(self, operation: Operation) -> None:
@@ -126,37 +136,54 @@ class Agent:
                 stamps.append(error.errno)
         return tuple(stamps)
 
-    def _watch(self, machine: Machine, selector: selectors.BaseSelector) -> None:
+    def _watch(self, machine: Machine, selector: selectors.BaseSelector, prober: Prober, announcer: Announcer) -> None:
         sweeper = Sweeper(machine)
+        self._follow(prober, announcer, "")
         next_at = self.clock() + self.options.interval_s
+        due_s = self.clock()
         sweep_at = next_at
         tick_s = min(TICK_S, watchdog_s() or TICK_S)
         while not self._stop:
-            for key, _ in selector.select(max(0.0, min(tick_s, next_at - self.clock()))):
+            for key, _ in selector.select(max(0.0, min(tick_s, min(next_at, due_s) - self.clock()))):
                 if key.data(key.fileobj):
                     next_at = min(next_at, self.clock() + SETTLE_S)
             notify("WATCHDOG=1")
             if self._reload or self._stamp() != self._stamps:
                 self._reload = False
-                if self._again(self._read):
+                if not self._again(self._read):
                     next_at = self.clock()
             if self.clock() >= next_at:
-                self._again(lambda: self._reconcile(machine))
+                failure = self._again(lambda: self._reconcile(machine))
+                self._follow(prober, announcer, failure)
                 next_at = self.clock() + self.options.interval_s
             if self.clock() >= sweep_at:
                 self._again(lambda: self._sweep(sweeper))
                 sweep_at = self.clock() + self.options.interval_s
+            if self.clock() >= due_s:
+                due_s = self.clock() + TICK_S
+                for duty in (prober, announcer):
+                    try:
+                        due_s = min(due_s, duty.tick())
+                    except (SoftunicastError, OSError) as error:
+                        self.log.error("failed", error=str(error))
 
-    def _again(self, work: Callable[[], object]) -> bool:
-        """Do it, tell when it fails, and go on."""
+    def _follow(self, prober: Prober, announcer: Announcer, failure: str) -> None:
+        """Tell those that work between reconciliations what the last one was about."""
+        if self._inputs is None or self._wanted is None:
+            return
+        prober.follow(self._inputs.plan, self._wanted.state.places.nodes)
+        announcer.follow(self._inputs.plan, self._wanted, failure)
+
+    def _again(self, work: Callable[[], object]) -> str:
+        """Do it, tell when it fails, and go on; what it failed of, empty when it went well."""
         try:
             work()
         except (SoftunicastError, OSError) as error:
             self.log.error("failed", error=str(error))
             notify(f"STATUS=failed: {error}")
-            return False
+            return str(error) or type(error).__name__
         notify(f"STATUS=epoch {self._epoch()}")
-        return True
+        return ""
 
     def _sweep(self, sweeper: Sweeper) -> None:
         swept = sweeper.sweep()

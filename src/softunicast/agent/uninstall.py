@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Take everything away, in the order that leaks nothing, and whatever half of it is still there.
 
-    close the door; on-ramps and uplinks let go; hooks go; slice addresses leave lo; only then the guards go;
-    nft table, rules, routes; sysctls back to what they were; cgroups; pins (now the maps and every claim are
-    gone); files last, because node.json is what tells a second try what is left.
+    withdraw the prefixes; close the door; on-ramps and uplinks let go; hooks go; slice addresses leave lo; only then
+    the guards go; nft table, rules, routes; sysctls back to what they were; cgroups; pins (now the maps and every claim
+    are gone); files last, because node.json is what tells a second try what is left.
 
 It works from any namespace: node.json's cookie says which one the node lived in, and named namespaces are
 searched for it. Is that namespace gone, what was inside went with it, and pins, cgroups and files are removed
@@ -20,14 +20,17 @@ from functools import partial
 from pathlib import Path
 
 from softunicast.agent import notrack
+from softunicast.agent.announcing import include_path, tell_bird
 from softunicast.agent.machine import Machine
 from softunicast.agent.observed import read_sysctls
 from softunicast.agent.reconcile import namespace_of
 from softunicast.agent.resources import NFT_TABLE, Hook
 from softunicast.agent.state import NodeState, load
+from softunicast.announce.bird_conf import Announcement, Stage, render
 from softunicast.errors import KernelError, SoftunicastError
 from softunicast.kernel import cgroup, clsact, netns, nft, nodes
 from softunicast.kernel.routing import Rule
+from softunicast.model.plan import load_plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,8 @@ def uninstall(node: str, *, dry_run: bool, say: Callable[[str], None]) -> int:
                 failures.append(f"{step.line}: {error}")
 
     with netns.enter(place or None), Machine(node) as machine:
+        for step in _announced(node):
+            work(step)
         for step in _outside(machine, before=True):
             work(step)
         if place is None:
@@ -84,6 +89,20 @@ def uninstall(node: str, *, dry_run: bool, say: Callable[[str], None]) -> int:
     if damaged is not None and not dry_run:
         say(f"{damaged.message}: sysctls could not be put back")
     return count
+
+
+def _announced(node: str) -> Iterator[Step]:
+    """What BIRD says for this node, before anything else goes. Without a readable plan nobody knows which BIRD."""
+    try:
+        plan = load_plan(nodes.plan_file(node).read_text(encoding="utf-8"), str(nodes.plan_file(node)))
+        bird = plan.node(node).bird
+    except (OSError, SoftunicastError):
+        return
+    if bird is not None and include_path(node, bird).exists():
+        text = render(Announcement(node, (), Stage.WITHDRAWN, why="uninstalled"))
+        yield Step(
+            f"withdraw by BIRD at {bird.control}", partial(tell_bird, include_path(node, bird), text, bird.control)
+        )
 
 
 def _pinned(machine: Machine) -> bool:

@@ -30,6 +30,8 @@ VERBS: Final[dict[str, str]] = {
     "flows": "Show who holds which flow.",
     "counters": "Show what the data plane counted.",
     "drops": "Show which packets were dropped, and why.",
+    "peers": "Show the other nodes and which of them live.",
+    "announce": "Announce this node's prefixes by BIRD, or drain it.",
     "explain": "Say what would happen to a packet, and why.",
     "lab": "A fleet in network namespaces, to try things in.",
 }

@@ -102,7 +102,7 @@ class ProbeType(IntEnum):
 
 
 class ProbeFlag(IntFlag):
-    FLAG_FIT = 1
+    FIT = 1
 
 
 class Drop(IntEnum):

@@ -30,6 +30,7 @@ _SCOPE_HOST: Final = 254
 _IFA_F_NODAD: Final = 0x02
 _RTN_UNICAST: Final = 1
 _RTN_UNREACHABLE: Final = 7
+_UP_AND_RUNNING: Final = 0x41  # IFF_UP, IFF_RUNNING (include/uapi/linux/if.h)
 _FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 _CLSACT_SIDES: Final = (0xFFFFFFF2, 0xFFFFFFF3)
 _IPV6: Final = Path("/proc/sys/net/ipv6")
@@ -74,8 +75,9 @@ class Netlink:
         found = {}
         for link in links:
             name, index = link.get("ifname"), link["index"]
+            up = link["flags"] & _UP_AND_RUNNING == _UP_AND_RUNNING
             found[name] = Device(
-                name, index, int(link.get("mtu") or 0), link["ifi_type"], tuple(addresses.get(index, ()))
+                name, index, int(link.get("mtu") or 0), link["ifi_type"], tuple(addresses.get(index, ())), up
             )
         return found
 

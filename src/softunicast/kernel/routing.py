@@ -15,14 +15,15 @@ ARPHRD_ETHER: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A network device of this namespace. `arphrd`: /sys/class/net/*/type; `mtu` in bytes without link
-    header."""
+    """A network device of this namespace. `arphrd`: /sys/class/net/*/type; `mtu` in bytes without link header; `up`:
+    administratively, and its carrier too."""
 
     name: str
     ifindex: int
     mtu: int
     arphrd: int = ARPHRD_ETHER
     addresses: tuple[str, ...] = ()
+    up: bool = True
 
     @property
     def ethernet(self) -> bool:

@@ -44,6 +44,30 @@ class Onramp:
 
 
 @dataclass(frozen=True, slots=True)
+class BirdSpeaker:
+    """The node's BIRD. `control`: its socket; `include`: the file the agent writes, None: in the node's run folder.
+
+    A draining node announces with `drain_med` and `drain_community` (the default: GRACEFUL_SHUTDOWN, RFC 8326) for
+    `drain_settle_s` seconds before it withdraws.
+    """
+
+    control: str = "/run/bird/bird.ctl"
+    include: str | None = None
+    drain_med: int = 1000
+    drain_community: str | None = "65535:0"
+    drain_settle_s: float = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """Every `interval_ms` a node asks each other one whether it lives; after `lost` questions without an answer it is
+    down."""
+
+    interval_ms: int = 300
+    lost: int = 3
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """A server. `uplinks` empty: the agent finds them by route. `weight`: its share of its pools, relative."""
 
@@ -54,6 +78,7 @@ class Node:
     onramps: Mapping[str, Onramp] = field(default_factory=dict)
     bypass: tuple[IPNetwork, ...] = ()
     weight: int = 1
+    bird: BirdSpeaker | None = None
 
     def onramp_index(self, name: str) -> int:
         """Id in the map `onramps`, from 1. UsageError: no such on-ramp."""
@@ -135,6 +160,7 @@ class Settings:
     full_ms: int = 5
     udp_wildcard_fraction: float = 0.25
     timers: Timers = Timers()
+    probes: Probes = Probes()
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,10 +22,10 @@ from softunicast.model.address import (
     parse_network,
 )
 from softunicast.model.document import Document, Path
-from softunicast.model.fleet import Node, Plan, Pool, Prefix, Settings, Site, Timers
+from softunicast.model.fleet import BirdSpeaker, Node, Plan, Pool, Prefix, Probes, Settings, Site, Timers
 from softunicast.model.reading_onramps import read_onramps
 from softunicast.model.reading_pools import PoolReader
-from softunicast.model.shape import NodeShape, PlanShape, SettingsShape
+from softunicast.model.shape import BirdShape, NodeShape, PlanShape, SettingsShape
 
 MAX_OWNERS: Final = 1 << 20
 """Entries of a site's steering table: 65536 >> shift for each address. As bpf/include/maps.h, like those below."""
@@ -35,6 +35,7 @@ MAX_POOLS: Final = 1024
 MAX_UPLINKS: Final = 8
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_FILE: Final = re.compile(r"/[^\s\"\\\x00-\x1f]{1,254}")
 _DEVICE: Final = re.compile(r"[^\s/:]{1,15}")
 _SPECIAL: Final[tuple[tuple[IPNetwork, str], ...]] = (
     (IPv4Network("0.0.0.0/8"), "this network"),
@@ -210,7 +211,33 @@ class PlanReader:
         if len(shape.uplinks) > MAX_UPLINKS:
             self.document.fail((*path, "uplinks"), f"{len(shape.uplinks)} uplinks", f"name at most {MAX_UPLINKS}")
         bypass = self.networks((*path, "bypass"), shape.bypass)
-        return Node(name, site, underlay, tuple(shape.uplinks), {}, bypass, shape.weight)
+        return Node(
+            name,
+            site,
+            underlay,
+            tuple(shape.uplinks),
+            {},
+            bypass,
+            shape.weight,
+            self._bird((*path, "bird"), shape.bird),
+        )
+
+    def _bird(self, path: Path, shape: BirdShape | None) -> BirdSpeaker | None:
+        if shape is None:
+            return None
+        for key, file in (("control", shape.control), ("include", shape.include)):
+            if file is not None and _FILE.fullmatch(file) is None:
+                self.document.fail(
+                    (*path, key), f"{file[:60]!r} is no file's path", "write it from the root, /run/bird/bird.ctl"
+                )
+        community = shape.drain.community
+        if community is not None and not _is_community(community):
+            self.document.fail(
+                (*path, "drain", "community"),
+                f"{community[:40]!r} is no community",
+                "write two numbers of 16 bits, 65535:0",
+            )
+        return BirdSpeaker(shape.control, shape.include, shape.drain.med, community, shape.drain.settle_s)
 
     def device(self, path: Path, name: str) -> str:
         """A name that Linux takes for a device."""
@@ -240,4 +267,11 @@ class PlanReader:
             full_ms=shape.full_ms,
             udp_wildcard_fraction=shape.udp_wildcard_fraction,
             timers=Timers(**shape.timers.model_dump()),
+            probes=Probes(**shape.probes.model_dump()),
         )
+
+
+def _is_community(text: str) -> bool:
+    """RFC 1997: two numbers of 16 bits."""
+    parts = text.split(":")
+    return len(parts) == 2 and all(part.isascii() and part.isdigit() and int(part) <= 0xFFFF for part in parts)

@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from softunicast.errors import PlanError
 from softunicast.model.document import Document, Path, path_text
-from softunicast.model.fleet import Settings, Timers
+from softunicast.model.fleet import BirdSpeaker, Probes, Settings, Timers
 
 
 def _one_or_many(value: object) -> object:
@@ -50,12 +50,25 @@ class OnrampShape(Shape):
     bypass: Texts = []
 
 
+class DrainShape(Shape):
+    med: Annotated[int, Field(ge=0, le=0xFFFFFFFF)] = BirdSpeaker().drain_med
+    community: str | None = BirdSpeaker().drain_community
+    settle_s: Annotated[float, Field(ge=0, le=86400)] = BirdSpeaker().drain_settle_s
+
+
+class BirdShape(Shape):
+    control: str = BirdSpeaker().control
+    include: str | None = None
+    drain: DrainShape = DrainShape()
+
+
 class NodeShape(Shape):
     underlay: str
     uplinks: Texts = []
     onramps: dict[str, OnrampShape] = {}
     bypass: Texts = []
     weight: Annotated[int, Field(ge=1, le=1000)] = 1
+    bird: BirdShape | None = None
 
 
 class SiteShape(Shape):
@@ -89,6 +102,11 @@ class TimersShape(Shape):
     icmp_s: Seconds = Timers().icmp_s
 
 
+class ProbesShape(Shape):
+    interval_ms: Annotated[int, Field(ge=50, le=60000)] = Probes().interval_ms
+    lost: Annotated[int, Field(ge=1, le=20)] = Probes().lost
+
+
 class SettingsShape(Shape):
     mark: Annotated[int, Field(ge=1, le=0xFFFFFFFF)] = Settings().mark
     mark_mask: Annotated[int, Field(ge=1, le=0xFFFFFFFF)] | None = None
@@ -98,6 +116,7 @@ class SettingsShape(Shape):
     full_ms: Annotated[int, Field(ge=0, le=1000)] = Settings().full_ms
     udp_wildcard_fraction: Annotated[float, Field(ge=0, le=0.9)] = Settings().udp_wildcard_fraction
     timers: TimersShape = TimersShape()
+    probes: ProbesShape = ProbesShape()
 
 
 class PlanShape(Shape):
@@ -159,6 +178,10 @@ def shape_at(path: Path) -> type[Shape]:
             return SiteShape
         case ("sites", _, "nodes", _):
             return NodeShape
+        case ("sites", _, "nodes", _, "bird"):
+            return BirdShape
+        case ("sites", _, "nodes", _, "bird", "drain"):
+            return DrainShape
         case ("sites", _, "nodes", _, "onramps", _):
             return OnrampShape
         case ("pools", _):
@@ -169,6 +192,8 @@ def shape_at(path: Path) -> type[Shape]:
             return SettingsShape
         case ("settings", "timers"):
             return TimersShape
+        case ("settings", "probes"):
+            return ProbesShape
         case _:
             return PlanShape
 

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asks the other nodes whether they live, and writes what it learns into the map `nodes` (flag DOWN), nowhere else.
+
+Questions go from a socket on this node's underlay address to each other node's tunnel port; the programs of that node
+answer (bpf/include/steer.h, su_tc_probe). So it is the data plane that is asked. When this agent dies the flags stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import selectors
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from softunicast.agent.liveness import Life, Liveness, Peer
+from softunicast.agent.machine import Machine
+from softunicast.errors import KernelError
+from softunicast.kernel import abi
+from softunicast.model.plan import Plan
+from softunicast.wire import probe
+from softunicast.wire.packet import Malformed
+
+FILE: Final = "peers.json"
+WRITE_S: Final = 1.0
+MOST_READ: Final = 4096
+
+
+class Prober:
+    """One node's. `follow` before the first `tick`; `close` at the end. `clock`: monotonic seconds."""
+
+    def __init__(
+        self, machine: Machine, log: Any, selector: selectors.BaseSelector, clock: Callable[[], float]
+    ) -> None:
+        self._machine, self._log, self._selector, self._clock = machine, log, selector, clock
+        self._liveness = Liveness(1.0, 3)
+        self._socket: socket.socket | None = None
+        self._bound = ""
+        self._port = 0
+        self._lives: dict[str, Life] = {}
+        self._complaint = ""
+        self._written_s = 0.0
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._selector.unregister(self._socket)
+            self._socket.close()
+            self._socket = None
+
+    def follow(self, plan: Plan, indices: Mapping[str, int]) -> None:
+        """The nodes of this plan, at these indices of the map `nodes`."""
+        me = plan.node(self._machine.node)
+        peers = (
+            Peer(node.name, node.site, str(node.underlay), indices[node.name])
+            for node in plan.nodes.values()
+            if node.name != me.name
+        )
+        wanted = plan.settings.probes
+        self._liveness.follow(peers, wanted.interval_ms / 1000, wanted.lost)
+        self._lives = {peer.name: self._lives.get(peer.name, Life.UNKNOWN) for peer in self._liveness.peers.values()}
+        self._port = plan.settings.gue_port
+        if self._bound != str(me.underlay):
+            self.close()
+            self._bound = str(me.underlay)
+
+    def tick(self) -> float:
+        """Read replies, ask when it is time; when to come again."""
+        now_s = self._clock()
+        if not self._liveness.peers or not self._open():
+            return now_s + 1.0
+        self._read()
+        for peer in self._liveness.ask(now_s):
+            question = probe.Probe(probe.ASK, 0, peer.sequence).pack()
+            # No route, no buffer: as if it had been lost on the way.
+            with contextlib.suppress(OSError):
+                self._socket_or_none().sendto(question, (peer.address, self._port))
+        self._tell(now_s)
+        return self._liveness.due_s()
+
+    def _socket_or_none(self) -> socket.socket:
+        assert self._socket is not None
+        return self._socket
+
+    def _open(self) -> bool:
+        if self._socket is not None:
+            return True
+        family = socket.AF_INET6 if ":" in self._bound else socket.AF_INET
+        made = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            made.bind((self._bound, 0))
+        except OSError as error:
+            made.close()
+            self._complain(f"cannot ask other nodes from {self._bound}: {error.strerror}; is the address on a device?")
+            return False
+        self._complaint = ""
+        self._socket = made
+        self._selector.register(made, selectors.EVENT_READ, lambda _: False)
+        return True
+
+    def _complain(self, text: str) -> None:
+        if text != self._complaint:
+            self._complaint = text
+            self._log.warning("probes", text=text)
+
+    def _read(self) -> None:
+        for _ in range(MOST_READ):
+            try:
+                payload, address = self._socket_or_none().recvfrom(64)
+            except BlockingIOError:
+                return
+            except OSError:  # an ICMP error about an earlier question
+                continue
+            with contextlib.suppress(Malformed):
+                reply = probe.unpack(payload)
+                if reply.type == probe.REPLY:
+                    self._liveness.answered(address[0], reply.sequence, reply.fit, self._clock())
+
+    def _tell(self, now_s: float) -> None:
+        changed = False
+        for peer in self._liveness.peers.values():
+            before = self._lives.get(peer.name)
+            if peer.life is Life.UNKNOWN or peer.life is before:
+                continue
+            if not self._mark(peer):
+                continue
+            self._lives[peer.name] = peer.life
+            changed = True
+            say = self._log.info if peer.life is Life.UP else self._log.warning
+            say("node", name=peer.name, site=peer.site, is_=peer.life.value, was=before.value if before else "")
+        if changed or now_s - self._written_s >= WRITE_S:
+            self._written_s = now_s
+            self._machine.write_file(FILE, peers_text(self._liveness, now_s))
+
+    def _mark(self, peer: Peer) -> bool:
+        """Set or clear DOWN. False: the node is not in the map (yet)."""
+        key = peer.index.to_bytes(4, sys.byteorder)
+        nodes = self._machine.map("nodes")
+        node = abi.Node.unpack(nodes.lookup(key) or bytes(abi.Node.SIZE))
+        if not node.flags & abi.NodeFlag.SET:
+            return False
+        flags = node.flags & ~abi.NodeFlag.DOWN
+        if peer.life is not Life.UP:
+            flags |= abi.NodeFlag.DOWN
+        if flags != node.flags:
+            try:
+                nodes.update(key, replace(node, flags=int(flags)).pack())
+            except OSError as error:
+                raise KernelError(f"map nodes: {error.strerror}", errno=error.errno or 0) from error
+        return True
+
+
+def peers_text(liveness: Liveness, now_s: float) -> str:
+    """peers.json: what `softunicast peers` shows besides the map. Seconds since the last answer, milliseconds."""
+    return (
+        json.dumps(
+            {
+                peer.name: {
+                    "life": peer.life.value,
+                    "unanswered": peer.unanswered,
+                    "answered_ago_s": None if peer.answered_s is None else round(now_s - peer.answered_s, 3),
+                    "rtt_ms": None if peer.rtt_ms is None else round(peer.rtt_ms, 3),
+                }
+                for peer in sorted(liveness.peers.values(), key=lambda peer: peer.name)
+            },
+            indent=1,
+        )
+        + "\n"
+    )

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`softunicast announce`: whether this node's prefixes lead to it, why not, and taking it out of service gently."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from softunicast.agent.announcing import STATUS_FILE, boot_s, drain_path, drained_since, include_path
+from softunicast.agent.state import write_atomically
+from softunicast.announce.bird_conf import PROTOCOLS
+from softunicast.announce.birdc import Birdc
+from softunicast.cli.arguments import json_option, node_option
+from softunicast.cli.output import note, write_json
+from softunicast.errors import KernelError, UsageError
+from softunicast.kernel import nodes
+from softunicast.model.fleet import Node
+from softunicast.model.plan import load_plan
+
+
+@click.group()
+def announce() -> None:
+    """Announce this node's prefixes by BIRD, or take the node out of service."""
+
+
+@announce.command()
+@node_option
+@json_option
+def status(node: str | None, as_json: bool) -> None:
+    """Show what is announced, why not, and what BIRD says.
+
+    Exit status 0 while the prefixes lead to this node (also when it drains), 1 when they are withdrawn: a health check
+    for daemons other than BIRD.
+    """
+    name = nodes.find_node(node)
+    found = read_status(name)
+    if as_json:
+        write_json(found)
+    else:
+        _show(found)
+    if found["stage"] == "withdrawn":
+        click.get_current_context().exit(1)
+
+
+@announce.command()
+@node_option
+def drain(node: str | None) -> None:
+    """Announce with MED and community for a while, then withdraw; flows that live go on."""
+    name = nodes.find_node(node)
+    if drained_since(name) is not None:
+        note(f"{name} drains already")
+        return
+    try:
+        write_atomically(drain_path(name), json.dumps({"since_boot_s": round(boot_s(), 3)}) + "\n")
+    except OSError as error:
+        raise KernelError(f"write {drain_path(name)}: {error.strerror}") from error
+    bird = plan_node(name).bird
+    wait = f", withdrawn in {bird.drain_settle_s:g} s" if bird else ""
+    note(f"{name} drains: its prefixes become the last choice{wait}; `softunicast announce undrain` takes it back")
+
+
+@announce.command()
+@node_option
+def undrain(node: str | None) -> None:
+    """Announce as usual again."""
+    name = nodes.find_node(node)
+    if drained_since(name) is None:
+        note(f"{name} does not drain")
+        return
+    drain_path(name).unlink(missing_ok=True)
+    note(f"{name} drains no longer: announced while it is fit")
+
+
+def plan_node(name: str) -> Node:
+    """The node in the agent's copy of the plan. KernelError when that is gone."""
+    file = nodes.plan_file(name)
+    try:
+        return load_plan(file.read_text(encoding="utf-8"), str(file)).node(name)
+    except OSError as error:
+        raise KernelError(f"{file}: {error.strerror}; start the node's agent again") from error
+
+
+def read_status(name: str) -> dict[str, Any]:
+    """What the agent last judged, and what BIRD has."""
+    file = nodes.plan_file(name)
+    try:
+        plan = load_plan(file.read_text(encoding="utf-8"), str(file))
+    except OSError as error:
+        raise KernelError(f"{file}: {error.strerror}; start the node's agent again") from error
+    node = plan.node(name)
+    path = nodes.run_dir(name) / STATUS_FILE
+    try:
+        judged = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"node {name}: its agent has announced nothing yet; start it, or look at its log") from error
+    since_s = drained_since(name)
+    found: dict[str, Any] = {
+        "node": name,
+        "site": node.site,
+        "stage": judged["stage"],
+        "reasons": judged["reasons"],
+        "draining_s": None if since_s is None else round(boot_s() - since_s, 1),
+        "prefixes": [str(prefix.network) for prefix in plan.prefixes if node.site in prefix.announce],
+        "bird": None,
+    }
+    if node.bird is not None:
+        found["bird"] = {"control": node.bird.control, "include": str(include_path(name, node.bird)), "error": None}
+        try:
+            with Birdc(node.bird.control) as bird:
+                there = bird.protocols()
+                ours = [name for name, *_ in there if name in PROTOCOLS.values()]
+                sessions = [(name, state, info) for name, kind, state, info in there if kind == "BGP"]
+                found["bird"] |= {
+                    "routes": sum(bird.routes(protocol) for protocol in ours),
+                    "included": bool(ours),
+                    "sessions": [{"name": name, "state": state, "info": info} for name, state, info in sessions],
+                }
+        except KernelError as error:
+            found["bird"]["error"] = str(error)
+    return found
+
+
+def _show(found: dict[str, Any]) -> None:
+    why = f": {'; '.join(found['reasons'])}" if found["reasons"] else ""
+    note(f"{found['node']} at {found['site']}: {found['stage']}{why}")
+    note(f"prefixes  {', '.join(found['prefixes']) or 'none'}")
+    bird = found["bird"]
+    if bird is None:
+        note("bird      not in the plan; this verb's exit status is for whatever announces instead")
+        return
+    if bird["error"]:
+        note(f"bird      {bird['error']}")
+        return
+    if not bird["included"]:
+        note(f"bird      does not include {bird['include']}: see docs/bgp.md")
+        return
+    note(f"bird      {bird['routes']} routes of ours, by {bird['include']}")
+    for session in bird["sessions"]:
+        note(f"session   {session['name']} {session['state']} {session['info']}")
