@@ -59,6 +59,7 @@ def test_apply_writes_once(tmp_path: Path, capsys: Capture) -> None:
         "gb: 62 new slices of lhr1, 198.51.100.10:2048-4095 to 198.51.100.13:61440-63487",
         "gb: 62 new slices of lhr2, 198.51.100.10:4096-6143 to 198.51.100.13:63488-65535",
         "ten: 1 new slice of lhr1, 198.51.100.20:9000-9009",
+        "site lhr: 125 new",
         f"{bindings}: wrote epoch 1: 0 moved, 125 new, 0 gone, 0 unchanged",
     ]
     before = bindings.stat()
@@ -82,8 +83,9 @@ def test_dry_run_and_diff_write_nothing_and_tell_the_same(tmp_path: Path, three:
     assert capsys.readouterr().out == told
     lines = told.splitlines()
     assert lines[-1] == f"{bindings}: would write epoch 2: 41 moved, 0 new, 0 gone, 84 unchanged"
-    assert len(lines) == 42
-    assert all(" -> lhr3 (gb)" in line for line in lines[:-1])
+    assert lines[-2] == "site lhr: 41 moved within"
+    assert len(lines) == 43
+    assert all(" -> lhr3 (gb)" in line for line in lines[:-2])
     assert bindings.read_bytes() == good
 
 
@@ -95,8 +97,41 @@ def test_json(tmp_path: Path, three: Path, capsys: Capture) -> None:
     found = json.loads(capsys.readouterr().out)
     assert (found["epoch_before"], found["epoch"], found["changed"], found["unchanged"]) == (1, 2, True, 84)
     assert len(found["moved"]) == 41
-    assert set(found["moved"][0]) == {"slice", "node", "epoch", "pool", "from"}
+    assert set(found["moved"][0]) == {"slice", "node", "site", "epoch", "pool", "from", "from_site"}
     assert {item["node"] for item in found["moved"]} == {"lhr3"}
+
+
+def test_a_pool_that_changes_its_site(tmp_path: Path, capsys: Capture) -> None:
+    bindings, plan = tmp_path / "b.yaml", tmp_path / "p.yaml"
+    run(["plan", "apply", str(PLAN), "--bindings", str(bindings)])
+    capsys.readouterr()
+    plan.write_text(PLAN.read_text().replace("198.51.100.13], site: lhr", "198.51.100.13], site: cdg"))
+    assert run(["plan", "diff", str(plan), "--bindings", str(bindings)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "gb: homed at cdg now, was at lhr: 124 slices change site"
+    assert lines[1] == "198.51.100.10:2048-4095 lhr1 -> cdg1 (gb)"
+    assert lines[-3:] == [
+        "site cdg: 124 from other sites",
+        "site lhr: 124 to other sites",
+        f"{bindings}: would write epoch 2: 124 moved, 0 new, 0 gone, 1 unchanged",
+    ]
+    assert run(["plan", "apply", str(plan), "--bindings", str(bindings), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["sites"]["cdg"] == {"within": 0, "came": 124, "left": 0, "orphans": 0, "new": 0, "gone": 0}
+    assert {(item["from_site"], item["site"]) for item in found["moved"]} == {("lhr", "cdg")}
+    after = load_bindings(bindings.read_text(), "b")
+    assert {binding.epoch for binding in after.bindings if binding.pool == "gb"} == {2}
+    assert {binding.epoch for binding in after.bindings if binding.pool == "ten"} == {1}
+
+
+def test_a_node_that_is_gone(tmp_path: Path, three: Path, capsys: Capture) -> None:
+    bindings = tmp_path / "b.yaml"
+    run(["plan", "apply", str(three), "--bindings", str(bindings)])
+    capsys.readouterr()
+    assert run(["plan", "diff", str(PLAN), "--bindings", str(bindings)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert not any("homed" in line for line in lines)
+    assert lines[-2] == "site lhr: 41 from nodes that are gone"
 
 
 def test_gone_and_renamed(tmp_path: Path, capsys: Capture) -> None:

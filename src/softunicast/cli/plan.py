@@ -11,7 +11,8 @@ import contextlib
 import fcntl
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -29,7 +30,7 @@ from softunicast.model.binding import (
     dump_bindings,
     read_bindings,
 )
-from softunicast.model.moves import Moves, moves
+from softunicast.model.moves import Moves, SiteMoves, by_site, moves, rehomed
 from softunicast.model.plan import Plan, load_plan
 
 
@@ -97,7 +98,7 @@ def apply(plan_file: Path, bindings_file: Path, dry_run: bool, as_json: bool) ->
         changed = before != after
         if changed and not dry_run:
             _write(bindings_file, dump_bindings(after))
-    _report(bindings_file, before, after, as_json, "would write" if dry_run else "wrote")
+    _report(wanted, bindings_file, before, after, as_json, "would write" if dry_run else "wrote")
 
 
 @plan.command()
@@ -106,8 +107,9 @@ def apply(plan_file: Path, bindings_file: Path, dry_run: bool, as_json: bool) ->
 @_JSON
 def diff(plan_file: Path, bindings_file: Path, as_json: bool) -> None:
     """Print what `plan apply` would move. Changes nothing."""
-    before, after = _allocate(_read_plan(plan_file), bindings_file)
-    _report(bindings_file, before, after, as_json, "would write")
+    wanted = _read_plan(plan_file)
+    before, after = _allocate(wanted, bindings_file)
+    _report(wanted, bindings_file, before, after, as_json, "would write")
 
 
 def _read(path: Path, what: str) -> str:
@@ -171,12 +173,15 @@ def _write(path: Path, text: str) -> None:
         ) from error
 
 
-def _report(path: Path, before: Bindings | None, after: Bindings, as_json: bool, verb: str) -> None:
+def _report(wanted: Plan, path: Path, before: Bindings | None, after: Bindings, as_json: bool, verb: str) -> None:
     found = moves(before, after)
     changed = before != after
+    sites = {name: node.site for name, node in wanted.nodes.items()}
     if as_json:
-        write_json(_json(before, after, found))
+        write_json(_json(before, after, found, sites))
         return
+    for (pool, was_site, now_site), count in rehomed(found, sites).items():
+        note(f"{pool}: homed at {now_site} now, was at {was_site}: {_counted(count, 'slice')} change site")
     for was, now in found.moved:
         note(f"{now.slice} {was.node} -> {now.node} ({now.pool})")
     for was, now in found.renamed:
@@ -184,11 +189,27 @@ def _report(path: Path, before: Bindings | None, after: Bindings, as_json: bool,
     for sign, bindings in (("new", found.new), ("gone", found.gone)):
         for (pool, node), slices in _grouped(bindings):
             note(f"{pool}: {_counted(len(slices), f'{sign} slice')} of {node}, {_spoken(slices)}")
+    for name, counts in by_site(found, sites).items():
+        if counts.any:
+            note(f"site {name}: {_site_words(counts)}")
     numbers = f"{len(found.moved)} moved, {len(found.new)} new, {len(found.gone)} gone, {found.kept} unchanged"
     if changed:
         note(f"{path}: {verb} epoch {after.epoch}: {numbers}")
     else:
         note(f"{path}: nothing to do, epoch {after.epoch}: {numbers}")
+
+
+def _site_words(counts: SiteMoves) -> str:
+    """Only what there is of it."""
+    words = {
+        "moved within": counts.within,
+        "from other sites": counts.came,
+        "to other sites": counts.left,
+        "from nodes that are gone": counts.orphans,
+        "new": counts.new,
+        "gone": counts.gone,
+    }
+    return ", ".join(f"{count} {what}" for what, count in words.items() if count)
 
 
 def _grouped(bindings: Sequence[Binding]) -> list[tuple[tuple[str, str], list[Binding]]]:
@@ -233,11 +254,12 @@ def _summary(wanted: Plan, bound: BindingsText | None) -> dict[str, object]:
     return summary
 
 
-def _json(before: Bindings | None, after: Bindings, found: Moves) -> dict[str, object]:
+def _json(before: Bindings | None, after: Bindings, found: Moves, sites: Mapping[str, str]) -> dict[str, object]:
     def shown(binding: Binding) -> dict[str, object]:
         return {
             "slice": str(binding.slice),
             "node": binding.node,
+            "site": sites.get(binding.node),
             "epoch": binding.epoch,
             "pool": binding.pool,
         }
@@ -246,9 +268,10 @@ def _json(before: Bindings | None, after: Bindings, found: Moves) -> dict[str, o
         "epoch_before": before.epoch if before else 0,
         "epoch": after.epoch,
         "changed": before != after,
-        "moved": [{**shown(now), "from": was.node} for was, now in found.moved],
+        "moved": [{**shown(now), "from": was.node, "from_site": sites.get(was.node)} for was, now in found.moved],
         "renamed": [{**shown(now), "from_pool": was.pool} for was, now in found.renamed],
         "new": [shown(binding) for binding in found.new],
         "gone": [shown(binding) for binding in found.gone],
         "unchanged": found.kept,
+        "sites": {name: asdict(counts) for name, counts in by_site(found, sites).items()},
     }
