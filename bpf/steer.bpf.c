@@ -140,6 +140,12 @@ static __always_inline int su_xdp_carry(struct xdp_md *ctx, const struct su_pkt 
 		return -SU_DROP_TOO_BIG;
 	if (err)
 		return XDP_PASS;
+	/* Not every driver sends what XDP redirects to it, and then nobody would be told: tc behind carries it. */
+	if (fib.ifindex != ctx->ingress_ifindex) {
+		uplink = su_uplink_for(fib.ifindex);
+		if (!uplink || uplink->ifindex != fib.ifindex || !(uplink->flags & SU_UPLINK_XMIT))
+			return XDP_PASS;
+	}
 	if (!seen && bpf_xdp_adjust_head(ctx, -SU_OUTER_LEN))
 		return -SU_DROP_ENCAP;
 	data = (void *)(long)ctx->data;

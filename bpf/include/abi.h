@@ -274,6 +274,8 @@ _Static_assert(sizeof(struct su_crowd) == 280, "su_crowd");
 /* Value of `uplinks` (array). */
 enum su_uplink_flag {
 	SU_UPLINK_ONE_HOP = 1,	/* all IPv4 that leaves a slice by it goes to one gateway */
+	SU_UPLINK_XDP = 2,	/* steered at XDP, with tc behind */
+	SU_UPLINK_XMIT = 4,	/* its driver sends what XDP redirects to it */
 };
 
 struct su_uplink {

@@ -359,6 +359,31 @@ PLANS: tuple[tuple[str, Change, str], ...] = (
         "9: sites.lhr.nodes.lhr1.uplinks[1]: eth0 is named twice ; keep one of them",
     ),
     (
+        "no way to attach",
+        (("uplinks: [eth0]", "attach: dpdk"),),
+        "9: sites.lhr.nodes.lhr1.attach: 'dpdk' is no way to attach ; one of auto, xdp, xdp-generic, tc",
+    ),
+    (
+        "no way to attach a device",
+        (("uplinks: [eth0]", "attach: {eth0: dpdk}"),),
+        "9: sites.lhr.nodes.lhr1.attach.eth0: 'dpdk' is no way to attach ; one of auto, xdp, xdp-generic, tc",
+    ),
+    (
+        "attach of what is no uplink",
+        (("uplinks: [eth0]", "uplinks: [eth0]\n        attach: {eth1: tc}"),),
+        "10: sites.lhr.nodes.lhr1.attach.eth1: no uplink 'eth1' ; there are: eth0",
+    ),
+    (
+        "attach of what is no device",
+        (("uplinks: [eth0]", "attach: {a/b: tc}"),),
+        "9: sites.lhr.nodes.lhr1.attach.a/b: 'a/b' is no device name ; use at most 15 characters, no space, `/` or `:`",
+    ),
+    (
+        "attach of no text",
+        (("uplinks: [eth0]", "attach: 7"),),
+        "9: sites.lhr.nodes.lhr1.attach: a mapping is wanted, not 7 ; write a mapping",
+    ),
+    (
         "too many uplinks",
         (("uplinks: [eth0]", "uplinks: [e0, e1, e2, e3, e4, e5, e6, e7, e8]"),),
         "9: sites.lhr.nodes.lhr1.uplinks: 9 uplinks ; name at most 8",

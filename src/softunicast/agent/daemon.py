@@ -23,13 +23,14 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from softunicast.agent.announcing import Announcer
+from softunicast.agent.attachment import Choice
 from softunicast.agent.diff import Desired
 from softunicast.agent.findings import Finding
 from softunicast.agent.machine import Machine
@@ -69,6 +70,7 @@ class Agent:
     _stamps: tuple[object, ...] = ()
     _findings: frozenset[Finding] = frozenset()
     _changed: int = 0
+    _choices: Mapping[str, Choice] = field(default_factory=dict)
     _memory: Memory = field(default_factory=Memory)
     _stop: bool = False
     _reload: bool = False
@@ -111,8 +113,16 @@ class Agent:
         for finding in sorted(self._findings - found):
             self.log.info("finding gone", name=finding.name)
         self._findings = found
+        for device, choice in sorted(decision.choices.items()):
+            if self._choices.get(device) != choice:
+                self.log.info("attachment", device=device, at=choice.hook.value, why=choice.why)
+        self._choices = decision.choices
         self._changed = 0
-        carry_out(machine, decision.operations, self._done)
+        refused = len(self._memory.refused)
+        carry_out(machine, decision.operations, self._done, self._memory.refused)
+        if len(self._memory.refused) > refused:
+            # Once more, without what the kernel refused.
+            return self._changed + self._reconcile(machine)
         self._wanted = decision.desired
         return self._changed
 

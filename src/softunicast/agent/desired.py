@@ -5,13 +5,15 @@ What goes where, for one node:
 
     cgroup2 root      su_sock_create ... su_sockops        sockets claim (scoped by the namespace's cookie)
     on-ramp  ingress  su_onramp_in                         fish claim
+    uplink   XDP      su_steer                             what is others' is carried early (see attachment)
     uplink   ingress  su_uplink_in                         answers are steered and delivered
     underlay ingress  su_uplink_in                         carried answers, when the underlay is no uplink
     uplink   egress   su_guard                             nothing leaves a slice without a claim
     others   egress   su_guard_other                       nothing leaves a slice by another device
     lo                slice addresses                      so that sockets may bind them
     table 1717        default by uplinks, else unreachable slice-sourced packets go nowhere else
-    sysctls           uplinks: slice addresses never in ARP; on-ramps: no forwarding past the programs
+    sysctls           uplinks: slice addresses never in ARP; on-ramps: no forwarding past the programs;
+                      lo: routes may be asked for by XDP, and for tunnels of nodes with several uplinks
     nft               notrack for slice addresses          conntrack never sees them
 
 An on-ramp's generation grows when its device or its policy changes, so that claims of an earlier life are
@@ -25,8 +27,10 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Final
 
+from softunicast.agent.attachment import Choice, Refusals, choices
 from softunicast.agent.diff import Desired
 from softunicast.agent.facts import Facts
 from softunicast.agent.findings import Subject
@@ -35,6 +39,7 @@ from softunicast.agent.slice_indices import keep_slice_indices, slice_text
 from softunicast.agent.state import NodeState, OnrampState, SliceState
 from softunicast.egress import tables as egress_tables
 from softunicast.kernel import abi
+from softunicast.kernel.entries import XdpFeature
 from softunicast.kernel.routing import Route, Rule
 from softunicast.model.binding import Bindings
 from softunicast.model.plan import Node, Onramp, Plan
@@ -59,6 +64,9 @@ CGROUP_HOOKS: Final[Mapping[str, int]] = {
 ARRAYS: Final = frozenset(
     {"slices", "pools", "pool_slices", "owners", "sites", "site_nodes", "nodes", "onramps", "uplinks"}
 )
+
+XDP_ROLES: Final[Mapping[Hook, str]] = {Hook.XDP: "steer", Hook.XDP_GENERIC: "steer_generic"}
+NOTHING: Final[Refusals] = MappingProxyType({})
 
 UPLINK_SYSCTLS: Final[Mapping[str, str]] = {"arp_announce": "2", "arp_ignore": "1", "proxy_arp": "0"}
 
@@ -116,6 +124,7 @@ def desired(
     files: Mapping[str, str],
     now_s: int,
     memory: Memory | None = None,
+    refused: Refusals = NOTHING,
 ) -> Desired:
     """What this node's kernel should hold. UsageError when the plan has no such node.
 
@@ -123,13 +132,16 @@ def desired(
     """
     memory = Memory() if memory is None else memory
     node = node_here(plan, node_name, facts)
+    chosen = choices(node, facts, refused)
     ramps = onramps(node, facts, last)
     ifindexes = {name: device.ifindex for name, device in facts.devices.items()}
     generations = {name: ramp.generation for name, ramp in ramps.items()}
     at = places(plan, node_name, last.places if last else NOWHERE)
-    key = (plan, bindings, tuple(facts.devices.values()), tuple(ramps.items()), last.slices if last else (), at)
+    uplinks = uplink_table(node, facts, chosen)
+    held = last.slices if last else ()
+    key = (plan, bindings, tuple(facts.devices.values()), tuple(ramps.items()), held, at, tuple(uplinks.items()))
     if memory.key != key:
-        memory.tables = build_tables(plan, bindings, node, facts, generations, last, at)
+        memory.tables = build_tables(plan, bindings, node, facts, generations, last, at, uplinks)
         memory.wanted = {name: without_zeros(name, table) for name, table in memory.tables.items()}
         memory.array_used = array_used(memory.tables)
         memory.key = key
@@ -138,11 +150,11 @@ def desired(
     versions = sorted({4 if "." in address else 6 for address in addresses})
     resources = Resources(
         tables=memory.wanted,
-        links={link.name: link for link in (*_cgroup_links(), *_device_links(node, facts))},
+        links={link.name: link for link in (*_cgroup_links(), *_device_links(node, facts, chosen))},
         addresses=frozenset(_with_length(address) for address in addresses),
         rules=frozenset(Rule(4 if "." in address else 6, address) for address in addresses),
         routes=frozenset(route for version in versions for route in _routes(node, facts, version)),
-        sysctls=dict(_sysctls(node, facts, last)),
+        sysctls=dict(_sysctls(node, facts, last, chosen)),
         notrack=Notrack(
             frozenset(address for address in addresses if "." in address),
             frozenset(address for address in addresses if ":" in address),
@@ -186,6 +198,7 @@ def build_tables(
     generations: Mapping[str, int],
     last: NodeState | None,
     at: Places,
+    uplinks: Mapping[bytes, bytes],
 ) -> dict[str, dict[bytes, bytes]]:
     """The contents of all maps that the agent fills, slices at the indices they had before."""
     ifindexes = {name: device.ifindex for name, device in facts.devices.items()}
@@ -199,7 +212,7 @@ def build_tables(
             bare_ip=[name for name, device in facts.devices.items() if not device.ethernet],
         ),
         **steering_tables.build_tables(plan, bindings, node.name, at),
-        "uplinks": uplink_table(node, facts),
+        "uplinks": dict(uplinks),
     }
     return keep_slice_indices(tables, last)
 
@@ -228,19 +241,28 @@ def node_here(plan: Plan, name: str, facts: Facts) -> Node:
     return replace(node, uplinks=tuple(dict.fromkeys(found)))
 
 
-def uplink_table(node: Node, facts: Facts) -> dict[bytes, bytes]:
+def uplink_table(node: Node, facts: Facts, chosen: Mapping[str, Choice]) -> dict[bytes, bytes]:
     """The map `uplinks`: what exists of them, in the plan's order."""
-    return {
-        index.to_bytes(4, sys.byteorder): abi.Uplink(device.ifindex, device.mtu, int(_uplink_flags(name, facts))).pack()
-        for index, name in enumerate(node.uplinks)
-        if (device := facts.devices.get(name)) is not None
-    }
+    table = {}
+    for index, name in enumerate(node.uplinks):
+        if (device := facts.devices.get(name)) is not None:
+            flags = _uplink_flags(name, facts, chosen[name])
+            table[index.to_bytes(4, sys.byteorder)] = abi.Uplink(device.ifindex, device.mtu, int(flags)).pack()
+    return table
 
 
-def _uplink_flags(uplink: str, facts: Facts) -> abi.UplinkFlag:
+def _uplink_flags(uplink: str, facts: Facts, choice: Choice) -> abi.UplinkFlag:
     """ONE_HOP when table 1717 leads by this device to a single IPv4 gateway: its Ethernet header may be remembered."""
+    flags = abi.UplinkFlag(0)
     hops = {hop for default in facts.defaults if default.version == 4 for hop in default.hops if hop.device == uplink}
-    return abi.UplinkFlag.ONE_HOP if len(hops) == 1 and all(hop.gateway for hop in hops) else abi.UplinkFlag(0)
+    if len(hops) == 1 and all(hop.gateway for hop in hops):
+        flags |= abi.UplinkFlag.ONE_HOP
+    if choice.hook.xdp:
+        flags |= abi.UplinkFlag.XDP
+    entries = facts.entries.get(uplink)
+    if entries is not None and entries.features is not None and XdpFeature.NDO_XMIT in entries.features:
+        flags |= abi.UplinkFlag.XMIT
+    return flags
 
 
 def subject(plan: Plan, bindings: Bindings, node_name: str, facts: Facts) -> Subject:
@@ -270,7 +292,7 @@ def _cgroup_links() -> Iterator[Attachment]:
         yield Attachment(program, program, Hook.CGROUP)
 
 
-def _device_links(node: Node, facts: Facts) -> Iterator[Attachment]:
+def _device_links(node: Node, facts: Facts, chosen: Mapping[str, Choice]) -> Iterator[Attachment]:
     onramp_devices = {onramp.device for onramp in node.onramps.values()}
     underlay = facts.device_of(str(node.underlay))
     for name, device in sorted(facts.devices.items()):
@@ -283,6 +305,8 @@ def _device_links(node: Node, facts: Facts) -> Iterator[Attachment]:
         if name in onramp_devices:
             yield link("onramp_in", "su_onramp_in", Hook.INGRESS)
         elif name in node.uplinks:
+            if chosen[name].hook.xdp:
+                yield link(XDP_ROLES[chosen[name].hook], "su_steer", chosen[name].hook)
             yield link("uplink_in", "su_uplink_in", Hook.INGRESS)
             yield link("guard", "su_guard", Hook.EGRESS)
         else:
@@ -301,8 +325,14 @@ def _routes(node: Node, facts: Facts, version: int) -> Iterator[Route]:
             yield Route(version, metric, tuple(replace(hop) for hop in hops))
 
 
-def _sysctls(node: Node, facts: Facts, last: NodeState | None) -> Iterator[tuple[str, str]]:
+def _sysctls(
+    node: Node, facts: Facts, last: NodeState | None, chosen: Mapping[str, Choice]
+) -> Iterator[tuple[str, str]]:
     before = last.sysctls_before if last else {}
+    if any(choice.hook.xdp for choice in chosen.values()) or len(chosen) > 1:
+        # bpf_fib_lookup answers for a device that may forward; asked through lo, no other device needs to.
+        for family in ("ipv4", "ipv6"):
+            yield f"net/{family}/conf/lo/forwarding", "1"
     for uplink in node.uplinks:
         if uplink not in facts.devices:
             continue

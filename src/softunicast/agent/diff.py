@@ -6,8 +6,8 @@ The order is the safety. Read it as one sentence:
     remember what was there before (node.json), mount bpffs if nobody has, load programs beside the pinned
     maps, close the door if hooks were missing, fill the maps, guard every egress device, hide the addresses
     from conntrack and ARP, lay routes and rules, put the addresses on lo, hook the sockets, adopt the living
-    ones, take in packets from uplinks and on-ramps, take away what is no longer wanted, copy plan and
-    bindings, open the door, write node.json.
+    ones, take in packets from uplinks (at tc, then at XDP) and on-ramps, take away what is no longer wanted, copy
+    plan and bindings, open the door, write node.json.
 
 So nothing can leave a slice's address before the guard looks at it, no fish claims before every living socket
 has its claim, and a run that breaks off anywhere leaves a closed door that the next run opens. When nothing
@@ -140,8 +140,12 @@ def diff(desired: Desired, observed: Observed) -> list[op.Operation]:
     work += _links(want, observed, Hook.CGROUP, load)
     if not observed.ready or hooks_missing or slices_changed:
         work.append(op.Adopt())
+    unwanted = [have.links[name] for name in sorted(set(have.links) - set(want.links))]
+    # A device takes one XDP program; without it tc behind steers the same.
+    work += [op.Detach(link) for link in unwanted if link.hook.xdp]
     work += _links(want, observed, Hook.INGRESS, load)
-    work += [op.Detach(have.links[name]) for name in sorted(set(have.links) - set(want.links))]
+    work += [*_links(want, observed, Hook.XDP, load), *_links(want, observed, Hook.XDP_GENERIC, load)]
+    work += [op.Detach(link) for link in unwanted if not link.hook.xdp]
     added = observed.state.addresses_added if observed.state else ()
     gone = sorted((set(added) & have.addresses) - want.addresses)
     work += [op.DeleteAddress(address) for address in gone]

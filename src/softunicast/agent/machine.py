@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from softunicast.agent import notrack as notrack_table
-from softunicast.agent.desired import CGROUP_HOOKS
+from softunicast.agent.desired import CGROUP_HOOKS, XDP_ROLES
 from softunicast.agent.resources import Attachment, Build, Hook, Notrack
 from softunicast.agent.state import NodeState, write_atomically
 from softunicast.errors import KernelError
@@ -32,7 +32,8 @@ from softunicast.kernel.bpf import BpfObject, Map, MapType, Program, mount_bpffs
 from softunicast.kernel.netlink import Netlink
 from softunicast.kernel.routing import Route, Rule
 
-OBJECTS: Final = ("claim", "egress")
+OBJECTS: Final[Mapping[str, frozenset[str] | None]] = {"claim": None, "egress": None, "steer": frozenset({"su_steer"})}
+"""What is loaded: of `steer` the XDP program only; at tc su_uplink_in steers."""
 CONTROL_KEY: Final = bytes(4)
 
 
@@ -88,10 +89,11 @@ class Machine:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         loaded: list[BpfObject] = []
         try:
-            for name in OBJECTS:
+            for name, programs in OBJECTS.items():
                 loaded.append(
                     BpfObject.load(
                         object_path(name),
+                        programs=programs,
                         settings=build.settings,
                         pin_dir=self.pins,
                         map_sizes=build.map_sizes,
@@ -153,7 +155,7 @@ class Machine:
     def attach(self, link: Attachment) -> None:
         """Attach and pin. An old pin of that name, whatever it was, gives way."""
         with self.program(link.program) as program:
-            if link.hook is not Hook.CGROUP and not self.tcx:
+            if self._filter(link.hook):
                 clsact.attach(program, link.ifindex, egress=link.hook is Hook.EGRESS)
                 return
             path = self.pins / "links" / link.name
@@ -164,6 +166,8 @@ class Machine:
                     made = links.attach_cgroup(program, fd, CGROUP_HOOKS[link.program])
                 finally:
                     os.close(fd)
+            elif link.hook.xdp:
+                made = links.attach_xdp(program, link.ifindex, generic=link.hook is Hook.XDP_GENERIC)
             else:
                 made = links.attach_tcx(program, link.ifindex, egress=link.hook is Hook.EGRESS)
             with made:
@@ -172,9 +176,13 @@ class Machine:
                 except OSError as error:
                     raise KernelError(f"pin {path}: {error.strerror}", errno=error.errno or 0) from error
 
+    def _filter(self, hook: Hook) -> bool:
+        """Whether a program hangs there on a clsact filter, not on a link."""
+        return hook in (Hook.INGRESS, Hook.EGRESS) and not self.tcx
+
     def update_link(self, link: Attachment) -> None:
         """Move an attached link to the pinned program of its name."""
-        if link.hook is not Hook.CGROUP and not self.tcx:
+        if self._filter(link.hook):
             self.attach(link)
             return
         with (
@@ -186,7 +194,7 @@ class Machine:
     def detach(self, name: str) -> None:
         """Detach the link of that name and remove its pin."""
         role, _, index = name.rpartition("-")
-        if role and not self.tcx:
+        if role and role not in XDP_ROLES.values() and not self.tcx:
             clsact.detach(int(index), egress=role.startswith("guard"))
             return
         path = self.pins / "links" / name

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from softunicast.agent import notrack, state
-from softunicast.agent.desired import CGROUP_HOOKS
+from softunicast.agent.desired import CGROUP_HOOKS, XDP_ROLES
 from softunicast.agent.diff import Desired, Observed
 from softunicast.agent.facts import Facts
 from softunicast.agent.machine import CONTROL_KEY, Machine
 from softunicast.agent.resources import Attachment, Hook, Resources
 from softunicast.errors import KernelError
-from softunicast.kernel import abi, cgroup, clsact, links, netns, nft, sysctl
+from softunicast.kernel import abi, cgroup, clsact, entries, links, netns, nft, sysctl
 from softunicast.kernel.bpf import Map, MapType, Program, bpffs_mounted
 
 ROLES: Final[Mapping[str, tuple[str, Hook]]] = {
@@ -31,6 +31,7 @@ ROLES: Final[Mapping[str, tuple[str, Hook]]] = {
     "uplink_in": ("su_uplink_in", Hook.INGRESS),
     "guard": ("su_guard", Hook.EGRESS),
     "guard_other": ("su_guard_other", Hook.EGRESS),
+    **{role: ("su_steer", hook) for hook, role in XDP_ROLES.items()},
 }
 HOST_SYSCTLS: Final = (
     "net/ipv4/tcp_timestamps",
@@ -53,7 +54,17 @@ def facts(machine: Machine) -> Facts:
         ruleset=tuple(nft.list_ruleset()),
         iptables=tuple(iptables()),
         cgroup_root=str(cgroup.root()),
+        entries=entries.entries(devices, _our_programs(machine)),
     )
+
+
+def _our_programs(machine: Machine) -> frozenset[int]:
+    """Ids of the programs that run by our links, and of those that are pinned to replace them."""
+    found = set(_programs(machine.pins / "progs").values())
+    for path in _entries(machine.pins / "links"):
+        with links.Link.open_pinned(path) as link:
+            found.add(link.program_id)
+    return frozenset(found)
 
 
 def read_sysctls(paths: Iterable[str]) -> dict[str, str]:

@@ -12,17 +12,20 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from softunicast.agent import desired, observed
+from softunicast.agent.attachment import Choice, choices
+from softunicast.agent.attachment import findings as attachment_findings
 from softunicast.agent.diff import Desired, Observed, diff
 from softunicast.agent.findings import Finding, find
 from softunicast.agent.machine import Machine, objects_digest
-from softunicast.agent.operations import Operation
+from softunicast.agent.operations import Attach, Operation
+from softunicast.agent.resources import Hook
 from softunicast.agent.state import load
 from softunicast.errors import KernelError, SoftunicastError, UsageError
 from softunicast.kernel import netns, nodes
@@ -73,6 +76,7 @@ class Decision:
     observed: Observed
     operations: tuple[Operation, ...]
     findings: tuple[Finding, ...]
+    choices: Mapping[str, Choice]
 
 
 @dataclass(slots=True)
@@ -86,6 +90,7 @@ class Memory:
     tables: desired.Memory = field(default_factory=desired.Memory)
     read: object = None
     read_at_s: float = 0.0
+    refused: dict[tuple[int, Hook], str] = field(default_factory=dict)
 
     def must_read(self, wanted: object, now_s: float) -> bool:
         return self.read is not wanted or now_s - self.read_at_s >= MAPS_EVERY_S
@@ -110,17 +115,21 @@ def decide(machine: Machine, inputs: Inputs, memory: Memory | None = None) -> De
         inputs.files,
         int(time.time()),
         memory.tables,
+        memory.refused,
     )
     now_s = time.monotonic()
     read = memory.must_read(want.resources.tables, now_s)
     have = observed.observe(machine, want, facts, maps=read)
     findings = find(desired.subject(inputs.plan, inputs.bindings, machine.node, facts), facts)
+    chosen = choices(desired.node_here(inputs.plan, machine.node, facts), facts, memory.refused)
+    ours = {link.device for link in want.resources.links.values() if link.device}
+    findings = sorted({*findings, *attachment_findings(chosen, ours, facts)})
     operations = tuple(diff(want, have))
     if operations:
         memory.read = None
     elif read:
         memory.read, memory.read_at_s = want.resources.tables, now_s
-    return Decision(want, have, operations, tuple(findings))
+    return Decision(want, have, operations, tuple(findings), chosen)
 
 
 def _same_epoch_same_bindings(machine: Machine, inputs: Inputs, running_epoch: int) -> None:
@@ -147,12 +156,26 @@ def _alone(node: str, cookie: int) -> None:
             )
 
 
-def carry_out(machine: Machine, operations: tuple[Operation, ...], done: Callable[[Operation], None]) -> None:
-    """Apply in order; `done` is called after each. KernelError names the operation that failed and what is
-    left."""
+def carry_out(
+    machine: Machine,
+    operations: tuple[Operation, ...],
+    done: Callable[[Operation], None],
+    refused: MutableMapping[tuple[int, Hook], str],
+) -> None:
+    """Apply in order; `done` is called after each. KernelError names the operation that failed and what is left.
+
+    A device that cannot do XDP after all is no failure, because tc steers there: the kernel's words go to `refused`.
+    """
     for position, operation in enumerate(operations):
         try:
-            operation.apply(machine)
+            if isinstance(operation, Attach) and operation.link.hook.xdp:
+                try:
+                    operation.apply(machine)
+                except KernelError as error:
+                    refused[operation.link.ifindex, operation.link.hook] = error.message
+                    continue
+            else:
+                operation.apply(machine)
         except (SoftunicastError, OSError) as error:
             left = len(operations) - position
             raise KernelError(

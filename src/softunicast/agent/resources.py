@@ -26,6 +26,13 @@ class Hook(enum.Enum):
     INGRESS = "tc ingress"
     EGRESS = "tc egress"
     CGROUP = "cgroup"
+    XDP = "XDP"
+    XDP_GENERIC = "generic XDP"
+
+    @property
+    def xdp(self) -> bool:
+        """One of the two ways before tc."""
+        return self in (Hook.XDP, Hook.XDP_GENERIC)
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,8 @@ def agent(
             click.echo(str(operation))
         if not decision.operations:
             click.echo("nothing to do")
+        for device, choice in decision.choices.items():
+            click.echo(f"uplink {device}: steered at {choice}")
         for finding in decision.findings:
             click.echo(f"finding: {finding}")
         return

@@ -94,6 +94,8 @@ class List(IntEnum):
 
 class UplinkFlag(IntFlag):
     ONE_HOP = 1
+    XDP = 2
+    XMIT = 4
 
 
 class ProbeType(IntEnum):

@@ -37,7 +37,9 @@ class Command(IntEnum):
 
     OBJ_PIN = 6
     OBJ_GET = 7
+    PROG_GET_FD_BY_ID = 13
     OBJ_GET_INFO_BY_FD = 15
+    PROG_QUERY = 16
     LINK_CREATE = 28
     LINK_UPDATE = 29
     ITER_CREATE = 33

@@ -6,7 +6,7 @@ duplicate address detection: a program may bind them, but the kernel never picks
 (net/ipv4/devinet.c inet_select_addr wants ifa_scope <= the destination's; RFC 6724 section 5 rule 3).
 
 Dumps ask for strict checking (NETLINK_GET_STRICT_CHK) so that the kernel filters by table. Only this module
-uses pyroute2; the library has no type hints, hence the Any at its edge.
+and kernel.entries use pyroute2; the library has no type hints, hence the Any at its edge.
 """
 
 from __future__ import annotations

@@ -43,6 +43,10 @@ class Onramp:
     slice: Slice | None = None
 
 
+AUTO: Final = "auto"
+ATTACH: Final = (AUTO, "xdp", "xdp-generic", "tc")
+
+
 @dataclass(frozen=True, slots=True)
 class BirdSpeaker:
     """The node's BIRD. `control`: its socket; `include`: the file the agent writes, None: in the node's run folder.
@@ -69,7 +73,10 @@ class Probes:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A server. `uplinks` empty: the agent finds them by route. `weight`: its share of its pools, relative."""
+    """A server. `uplinks` empty: the agent finds them by route. `weight`: its share of its pools, relative.
+
+    `attach`: where steering begins, "auto", "xdp", "xdp-generic" or "tc", by device; "" stands for all others.
+    """
 
     name: str
     site: str
@@ -79,6 +86,11 @@ class Node:
     bypass: tuple[IPNetwork, ...] = ()
     weight: int = 1
     bird: BirdSpeaker | None = None
+    attach: Mapping[str, str] = field(default_factory=dict)
+
+    def attach_of(self, device: str) -> str:
+        """Where steering begins on an uplink, as the plan says."""
+        return self.attach.get(device, self.attach.get("", AUTO))
 
     def onramp_index(self, name: str) -> int:
         """Id in the map `onramps`, from 1. UsageError: no such on-ramp."""

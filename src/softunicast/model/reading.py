@@ -22,7 +22,7 @@ from softunicast.model.address import (
     parse_network,
 )
 from softunicast.model.document import Document, Path
-from softunicast.model.fleet import BirdSpeaker, Node, Plan, Pool, Prefix, Probes, Settings, Site, Timers
+from softunicast.model.fleet import ATTACH, BirdSpeaker, Node, Plan, Pool, Prefix, Probes, Settings, Site, Timers
 from softunicast.model.reading_onramps import read_onramps
 from softunicast.model.reading_pools import PoolReader
 from softunicast.model.shape import BirdShape, NodeShape, PlanShape, SettingsShape
@@ -211,6 +211,7 @@ class PlanReader:
         if len(shape.uplinks) > MAX_UPLINKS:
             self.document.fail((*path, "uplinks"), f"{len(shape.uplinks)} uplinks", f"name at most {MAX_UPLINKS}")
         bypass = self.networks((*path, "bypass"), shape.bypass)
+        self._attach((*path, "attach"), shape)
         return Node(
             name,
             site,
@@ -220,6 +221,7 @@ class PlanReader:
             bypass,
             shape.weight,
             self._bird((*path, "bird"), shape.bird),
+            shape.attach,
         )
 
     def _bird(self, path: Path, shape: BirdShape | None) -> BirdSpeaker | None:
@@ -238,6 +240,16 @@ class PlanReader:
                 "write two numbers of 16 bits, 65535:0",
             )
         return BirdSpeaker(shape.control, shape.include, shape.drain.med, community, shape.drain.settle_s)
+
+    def _attach(self, path: Path, shape: NodeShape) -> None:
+        for device, mode in shape.attach.items():
+            at = (*path, device) if device else path
+            if mode not in ATTACH:
+                self.document.fail(at, f"{mode[:40]!r} is no way to attach", f"one of {', '.join(ATTACH)}")
+            if device and shape.uplinks and device not in shape.uplinks:
+                self.unknown(at, "uplink", device, shape.uplinks, key=True)
+            elif device:
+                self.device(at, device)
 
     def device(self, path: Path, name: str) -> str:
         """A name that Linux takes for a device."""

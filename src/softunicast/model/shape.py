@@ -27,6 +27,14 @@ Texts = Annotated[list[str], BeforeValidator(_one_or_many)]
 Seconds = Annotated[int, Field(ge=1, le=604800)]
 
 
+def _all_or_each(value: object) -> object:
+    return {"": value} if isinstance(value, str) else value
+
+
+ByDevice = Annotated[dict[str, str], BeforeValidator(_all_or_each)]
+"""A text for all devices (under ""), or a mapping of devices to texts."""
+
+
 class Shape(BaseModel):
     """Base of all shapes."""
 
@@ -69,6 +77,7 @@ class NodeShape(Shape):
     bypass: Texts = []
     weight: Annotated[int, Field(ge=1, le=1000)] = 1
     bird: BirdShape | None = None
+    attach: ByDevice = {}
 
 
 class SiteShape(Shape):
