@@ -12,7 +12,7 @@ packages=(
   python3-venv
   curl iputils-ping bind9-dnsutils dnsmasq-base iperf3 socat tcpdump conntrack # real clients and servers
   dropbear-bin openssh-client mtr-tiny traceroute
-  bird2 mptcpize util-linux
+  bird2 frr exabgp mptcpize util-linux
 )
 
 say() { printf 'setup: %s\n' "$*"; }
@@ -43,6 +43,12 @@ if [ ${#missing[@]} -gt 0 ]; then
     say "apt-get failed; the whole log is /tmp/softunicast-apt.log"
     exit 1
   }
+  # Nor when this machine starts again; what was installed before is left as it was.
+  if command -v systemctl >/dev/null; then
+    for service in bird2:bird frr:frr exabgp:exabgp; do
+      case " ${missing[*]} " in *" ${service%:*} "*) systemctl disable --quiet "${service#*:}" 2>/dev/null || true ;; esac
+    done
+  fi
 else
   say "Debian packages: nothing missing"
 fi

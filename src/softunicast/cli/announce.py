@@ -4,20 +4,23 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import time
+from typing import Any, Final
 
 import click
 
 from softunicast.agent.announcing import STATUS_FILE, boot_s, drain_path, drained_since, include_path
 from softunicast.agent.state import write_atomically
-from softunicast.announce.bird_conf import PROTOCOLS
+from softunicast.announce.bird_conf import PROTOCOLS, Stage
 from softunicast.announce.birdc import Birdc
 from softunicast.cli.arguments import json_option, node_option
 from softunicast.cli.output import note, write_json
 from softunicast.errors import KernelError, UsageError
 from softunicast.kernel import nodes
-from softunicast.model.fleet import Node
+from softunicast.model.fleet import BirdSpeaker, Node
 from softunicast.model.plan import load_plan
+
+WATCH_S: Final = 0.2
 
 
 @click.group()
@@ -42,6 +45,58 @@ def status(node: str | None, as_json: bool) -> None:
         _show(found)
     if found["stage"] == "withdrawn":
         click.get_current_context().exit(1)
+
+
+@announce.command()
+@node_option
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["stage", "exabgp"]),
+    default="stage",
+    show_default=True,
+    help="stage: a word a line; exabgp: commands of ExaBGP's text API.",
+)
+def watch(node: str | None, form: str) -> None:
+    """Print the stage now and whenever it changes, for daemons other than BIRD; never ends by itself.
+
+    announced, draining, withdrawn; with --format exabgp the announcements themselves. While the agent is not running
+    the stage is the last one it judged, as it is with BIRD.
+    """
+    name = nodes.find_node(node)
+    said: tuple[str, ...] = ()
+    while True:
+        found = read_stage(name)
+        lines = exabgp_lines(name, found) if form == "exabgp" else (found,)
+        if lines != said:
+            for line in lines:
+                click.echo(line)
+            said = lines
+        time.sleep(WATCH_S)
+
+
+def read_stage(name: str) -> str:
+    """What the agent last judged; withdrawn when it never did, or the node was uninstalled."""
+    try:
+        return str(json.loads((nodes.run_dir(name) / STATUS_FILE).read_text(encoding="utf-8"))["stage"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return Stage.WITHDRAWN.value
+
+
+def exabgp_lines(name: str, stage: str) -> tuple[str, ...]:
+    """ExaBGP's text API: one command a prefix."""
+    try:
+        plan = load_plan(nodes.plan_file(name).read_text(encoding="utf-8"), "plan.yaml")
+    except OSError:
+        return ()
+    node = plan.node(name)
+    bird = node.bird or BirdSpeaker()
+    verb = "withdraw" if stage == Stage.WITHDRAWN.value else "announce"
+    tail = f" med {bird.drain_med if stage == Stage.DRAINING.value else 0}"
+    if stage == Stage.DRAINING.value and bird.drain_community is not None:
+        tail += f" community [{bird.drain_community}]"
+    prefixes = (prefix.network for prefix in plan.prefixes if node.site in prefix.announce)
+    return tuple(f"{verb} route {prefix} next-hop self{tail if verb == 'announce' else ''}" for prefix in prefixes)
 
 
 @announce.command()
