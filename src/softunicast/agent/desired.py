@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -221,7 +222,8 @@ def without_zeros(name: str, table: Mapping[bytes, bytes]) -> dict[bytes, bytes]
     """A table without the elements of an array that are all zeros: those are what an array has by itself."""
     if name not in ARRAYS:
         return dict(table)
-    return {key: value for key, value in table.items() if any(value)}
+    zeros = bytes(len(next(iter(table.values()), b"")))
+    return {key: value for key, value in table.items() if value != zeros}
 
 
 def node_here(plan: Plan, name: str, facts: Facts) -> Node:
@@ -359,7 +361,7 @@ def _slices(table: Mapping[bytes, bytes], plan: Plan) -> Iterator[SliceState]:
 def array_used(tables: Mapping[str, Mapping[bytes, bytes]]) -> dict[str, int]:
     """For every table with four-byte keys: one more than its highest index."""
     return {
-        name: max((_index(key) for key in table), default=-1) + 1
+        name: max(struct.unpack(f"={len(table)}I", b"".join(table)), default=-1) + 1
         for name, table in tables.items()
         if all(len(key) == 4 for key in table)
     }

@@ -168,8 +168,8 @@ def _fills(want: Resources, have: Resources) -> Iterator[op.FillMap]:
         wanted, found = want.tables.get(name), have.tables.get(name, {})
         if wanted is None or wanted == found:
             continue
-        updates = {key: value for key, value in sorted(wanted.items()) if found.get(key) != value}
-        deletions = tuple(sorted(set(found) - set(wanted)))
+        updates = dict(sorted((key, value) for key, value in wanted.items() if found.get(key) != value))
+        deletions = tuple(sorted(found.keys() - wanted.keys()))
         if updates:
             yield op.FillMap(name, updates)
         if deletions:

@@ -22,7 +22,7 @@ from softunicast.kernel.abi_util import addr_bytes
 from softunicast.model.address import IPAddress
 from softunicast.model.binding import Bindings
 from softunicast.model.plan import Plan
-from softunicast.steering.places import Places, places
+from softunicast.steering.places import Block, Places, places
 
 Tables = dict[str, dict[bytes, bytes]]
 
@@ -75,16 +75,24 @@ def _owners(
     for block in where.owners.values():
         parts.update(dict.fromkeys(range(block.first, block.first + block.size), nobody))
     others = {name: abi.Owner(index, abi.NONE).pack() for name, index in where.nodes.items()}
-    mine = 0
-    for binding in sorted(bindings.bindings, key=lambda binding: binding.slice.sort_key):
-        owner = others[binding.node]
-        if binding.node == node_name:
-            owner = abi.Owner(where.nodes[node_name], mine).pack()
-            mine += 1
-        known = where.owners.get(str(binding.slice.address))
+    held = sorted((one.slice for one in bindings.bindings if one.node == node_name), key=lambda held: held.sort_key)
+    me = where.nodes[node_name]
+    mine = {id(slice_): abi.Owner(me, number).pack() for number, slice_ in enumerate(held)}
+    # Bindings are sorted and their addresses shared: what an address needs is found once for all of its slices.
+    at: IPAddress | None = None
+    known: Block | None = None
+    shift = 0
+    for binding in bindings.bindings:
+        slice_ = binding.slice
+        if slice_.address is not at:
+            at = slice_.address
+            known, shift = where.owners.get(str(at)), shifts[at]
         if known is None:
             continue
-        shift = shifts[binding.slice.address]
-        first, last = binding.slice.first >> shift, binding.slice.last >> shift
-        parts.update(dict.fromkeys(range(known.first + first, known.first + last + 1), owner))
+        owner = mine[id(slice_)] if binding.node == node_name else others[binding.node]
+        first, last = known.first + (slice_.first >> shift), known.first + (slice_.last >> shift)
+        if first == last:
+            parts[first] = owner
+        else:
+            parts.update(dict.fromkeys(range(first, last + 1), owner))
     return {_U32.pack(index): owner for index, owner in parts.items()}
