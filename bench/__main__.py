@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import carried, dialing, forward, report, steering, tools
+from bench import carried, dialing, forward, report, steering, tables, tools
 from softunicast.errors import SoftunicastError
 
 
@@ -40,13 +40,18 @@ def main() -> int:
             dialed = dialing.measure(helpers, arguments.rounds)
             say("steering")
             steered = steering.measure(helpers, arguments.rounds)
+            sized = steering.measure_sizes(helpers, arguments.rounds)
+            say("a fleet's tables")
+            filled = tables.measure(arguments.rounds)
             say("streams through the wrong site")
             streams = carried.measure(arguments.rounds)
     except (OSError, RuntimeError, SoftunicastError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     seconds = time.monotonic() - started
-    results = report.Results(arguments.rounds, seconds, forwarded, crowded, profile, dialed, steered, streams)
+    results = report.Results(
+        arguments.rounds, seconds, forwarded, crowded, profile, dialed, steered, sized, filled, streams
+    )
     text = report.markdown(results)
     if arguments.write is None:
         print(text)

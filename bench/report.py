@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import carried, dialing, forward, steering
+from bench import carried, dialing, forward, steering, tables
 from bench.dialing import Dialed, Dialing
 from bench.forward import Rounds
-from bench.steering import Times
+from bench.steering import Sized, Times
 from bench.tools import median, percentile
 
 WAYS = {
@@ -38,12 +38,14 @@ class Results:
     profile: dict[str, dict[str, float]]
     dialing: Dialing
     steering: Times
+    sized: Sized
+    tables: tables.Times
     carried: carried.Carried
 
 
 @dataclass(frozen=True)
 class Aim:
-    """`figure` is a ratio of medians."""
+    """`figure` is a ratio of medians, unless it names a unit."""
 
     text: str
     figure: str
@@ -161,6 +163,29 @@ def steered(times: Times) -> str:
     return table(["ns over an empty program", "tc", "tc, hot caches", "XDP", "XDP, hot caches"], rows)
 
 
+def by_size(sized: Sized) -> str:
+    rows = []
+    for entry in sized:
+        for size, by in sized[entry].items():
+            figures = [f"{median(by[what]):,.0f}" for what in ("same", "another")]
+            rows.append([f"{ENTRY[entry]}, {size:,} slices", *figures])
+    return table(["ns over an empty program", "the same packet", "each packet to another slice"], rows)
+
+
+def loading(times: tables.Times) -> str:
+    def row(name: str, by: dict[str, list[float]]) -> list[str]:
+        return [name, *(f"{1e3 * median(by[part]):,.0f}" for part in tables.PARTS), f"{1e3 * median(total(by)):,.0f}"]
+
+    rows = [row(f"start, {times.slices:,} slices", times.started), row("one binding moves", times.moved)]
+    return table(["ms", *tables.PARTS, "together"], rows)
+
+
+def total(by: dict[str, list[float]]) -> list[float]:
+    """Seconds of each round, all parts."""
+    return [sum(parts) for parts in zip(*by.values(), strict=True)]
+
+
+ENTRY = {"tc": "tc", "xdp": "XDP"}
 CARRIED = {
     "carried": "**carried** by a node of another site",
     "routed": "plainly routed along the same hops",
@@ -198,6 +223,22 @@ def aims(results: Results) -> list[Aim]:
     for use in dialing.USES:
         value = ratio([median(one.ns) for one in results.dialing.dialed[f"slice {use} %"]], base)
         add(f"connect() within 15 % of a plain one, {use} % used", value, 1.15)
+    few, many = steering.SIZES
+    hows = {"same": "the same packet", "another": "each packet to another slice"}
+    for entry, sizes in results.sized.items():
+        for what, how in hows.items():
+            value = median(sizes[many][what])
+            text = f"encapsulating within 40 ns of an empty program, {many:,} slices, {ENTRY[entry]}, {how}"
+            found.append(Aim(text, f"{value:,.0f} ns", value <= 40))
+            text = f"flat: {many:,} slices cost at most 1.1 of {few}, {ENTRY[entry]}, {how}"
+            add(text, ratio(sizes[many][what], sizes[few][what]), 1.1)
+    starting = f"tables of {tables.ADDRESSES:,} addresses and {results.tables.slices:,} slices in 2 s"
+    for text, by_part, limit_s in (
+        (starting, results.tables.started, 2),
+        ("one binding moves in 10 ms", results.tables.moved, 0.01),
+    ):
+        value = median(total(by_part))
+        found.append(Aim(text, f"{1e3 * value:,.0f} ms", value <= limit_s))
     for streams, by in results.carried.items():
         value = ratio(by["carried"], by["routed"])
         text = f"TCP carried through another site at 0.8 of plainly routed, streams: {streams}"
@@ -253,6 +294,16 @@ rounds. Between two runs is a system call, as cold as life; *hot caches*: the sa
 that are not changed.
 
 {steered(results.steering)}
+Encapsulating a packet of 128 bytes, by what is in the tables:
+
+{by_size(results.sized)}
+## A fleet's tables
+
+{tables.ADDRESSES:,} addresses, of which {tables.HOME_ADDRESSES:,} are of the node's own site, which has
+{tables.NODES} nodes. What an agent does once it has read its files: what it wants, a look at the maps, the difference,
+the writes. Reading the files (some {results.tables.slices:,} lines) comes before and is not in it.
+
+{loading(results.tables)}
 ## A stream through the wrong site
 
 TCP download of {carried.SECONDS} seconds by iperf3 over veth with segmentation offload; the answers all come to a node

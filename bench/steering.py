@@ -10,6 +10,7 @@ where the packet is not changed.
 from __future__ import annotations
 
 import os
+import random
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,13 +21,17 @@ from typing import Final
 from bench import blast, plane, tools
 from bench.tools import Helpers, run, sysctl
 from softunicast.kernel import netns
-from softunicast.kernel.abi import Node, Owner
+from softunicast.kernel.abi import Address, Node, Owner
 from softunicast.kernel.bpf import BpfObject, Program, object_path
 
 UNDERLAY: Final = "10.66.0.1"
 PEER: Final = "10.66.0.2"
 RUNS: Final = 3_000
 REPEAT: Final = 200_000
+SIZES: Final = (100, 200_000)
+"""Slices in the tables."""
+PARTS: Final = 63
+"""Slices of 1,024 ports of an address."""
 ENTRIES: Final = {"tc": "su_steer_tc", "xdp": "su_steer"}
 PACKETS: Final = ("no address of the fleet", "mine", "to another node", "out of the tunnel")
 
@@ -75,9 +80,8 @@ def steering() -> Iterator[BpfObject]:
         run("ip link set u1 up")
         run(f"ip neigh replace {PEER} lladdr 02:00:00:00:00:02 dev u0 nud permanent")
         sysctl("net/ipv4/conf/lo/forwarding", 1)
-        loaded = BpfObject.load(
-            object_path("steer"), settings=plane.settings(UNDERLAY, 0), map_sizes={**plane.MAP_SIZES, "flows": 16}
-        )
+        sizes = {**plane.MAP_SIZES, "flows": 16, "owners": 1 << 18}
+        loaded = BpfObject.load(object_path("steer"), settings=plane.settings(UNDERLAY, 0), map_sizes=sizes)
         undo.callback(loaded.close)
         plane.fill(loaded.maps, UNDERLAY, if_nametoindex("u0"), "10.66.0.0/24")
         loaded.maps["owners"].update(plane.u32(2), Owner(2, 0xFFFFFFFF).pack())
@@ -88,11 +92,62 @@ def steering() -> Iterator[BpfObject]:
 
 def once(program: Program, frame: bytes) -> float:
     """Mean of RUNS runs of one packet each, by the kernel's clock."""
+    return each_once(program, [frame] * RUNS)
+
+
+def fill_up(loaded: BpfObject, slices: int) -> list[bytes]:
+    """That many slices of another node; RUNS frames, each to another of them as far as there are."""
+    addresses: dict[bytes, bytes] = {}
+    owners: dict[bytes, bytes] = {}
+    theirs = Owner(2, 0xFFFFFFFF).pack()
+    for number in range(slices):
+        at, part = divmod(number, PARTS)
+        base = 64 * (at + 1)
+        addresses[plane.packed(_nth(at))] = Address(base, 10, 1).pack()
+        owners[plane.u32(base + 1 + part)] = theirs
+    loaded.maps["owners"].update_many(owners)
+    loaded.maps["addresses"].update_many(addresses)
+    head, body = bytes(12) + b"\x08\x00", bytes(100)
+    chosen = [number % slices for number in random.Random(1).sample(range(max(slices, RUNS)), RUNS)]
+    return [
+        head + udp("203.0.113.1", str(_nth(number // PARTS)), 443, 1024 * (1 + number % PARTS) + 7, body)
+        for number in chosen
+    ]
+
+
+def _nth(number: int) -> IPv4Address:
+    return IPv4Address("198.18.0.0") + number
+
+
+def each_once(program: Program, frames: list[bytes]) -> float:
+    """Mean of one run of each frame, by the kernel's clock."""
     ns, runs = tools.run_time(program)
-    for _ in range(RUNS):
+    for frame in frames:
         program.test_run(frame)
     after_ns, after_runs = tools.run_time(program)
     return (after_ns - ns) / (after_runs - runs)
+
+
+Sized = dict[str, dict[int, dict[str, list[float]]]]
+"""By entry (tc, xdp), by slices in the tables: ns over an empty program, of `same` (one packet over and over) and
+`another` (each packet to another slice); one entry a round."""
+
+
+def measure_sizes(helpers: Helpers, rounds: int) -> Sized:
+    """What encapsulating a packet costs, by how much there is in the tables."""
+    sized: Sized = {entry: {size: {"same": [], "another": []} for size in SIZES} for entry in ENTRIES}
+    with BpfObject.load(helpers.bare) as bare, blast.pinned(tools.MEASURED_CPU):
+        for _ in range(rounds):
+            for size in SIZES:
+                with steering() as loaded:
+                    frames = fill_up(loaded, size)
+                    for entry, name in ENTRIES.items():
+                        empty, program = bare.programs[f"bare_empty_{entry}"], loaded.programs[name]
+                        with tools.program_clock():
+                            nothing = once(empty, frames[0])
+                            sized[entry][size]["same"].append(once(program, frames[0]) - nothing)
+                            sized[entry][size]["another"].append(each_once(program, frames) - nothing)
+    return sized
 
 
 Times = dict[str, dict[str, list[float]]]
