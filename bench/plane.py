@@ -95,7 +95,7 @@ def fill(maps: Mapping[str, Map], underlay: str, uplink: int, near: str) -> None
     maps["addresses"].update(packed(SLICE), Address(0, 11, 1).pack())
     maps["owners"].update(u32(1), Owner(ME, 0).pack())
     maps["nodes"].update(u32(ME), Node(packed(underlay), 1).pack())
-    maps["uplinks"].update(u32(0), Uplink(uplink, 1600, UplinkFlag.ONE_HOP).pack())
+    maps["uplinks"].update(u32(0), Uplink(uplink, 1600, UplinkFlag.ONE_HOP | UplinkFlag.XMIT).pack())
     for number, network in (
         (List.NEVER, "127.0.0.0/8"),
         (List.NEVER, near),

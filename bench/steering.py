@@ -33,6 +33,8 @@ SIZES: Final = (100, 200_000)
 PARTS: Final = 63
 """Slices of 1,024 ports of an address."""
 ENTRIES: Final = {"tc": "su_steer_tc", "xdp": "su_steer"}
+CARRIED: Final = {"tc": 7, "xdp": 4}
+"""TC_ACT_REDIRECT, XDP_REDIRECT."""
 PACKETS: Final = ("no address of the fleet", "mine", "to another node", "out of the tunnel")
 
 
@@ -143,6 +145,8 @@ def measure_sizes(helpers: Helpers, rounds: int) -> Sized:
                     frames = fill_up(loaded, size)
                     for entry, name in ENTRIES.items():
                         empty, program = bare.programs[f"bare_empty_{entry}"], loaded.programs[name]
+                        if {program.test_run(frame).retval for frame in frames} != {CARRIED[entry]}:
+                            raise RuntimeError(f"{name}: not all packets are carried with {size} slices")
                         with tools.program_clock():
                             nothing = once(empty, frames[0])
                             sized[entry][size]["same"].append(once(program, frames[0]) - nothing)

@@ -16,7 +16,7 @@ from dataclasses import replace
 import pytest
 
 from softunicast.kernel import netns
-from softunicast.kernel.abi import Counter, Drop, Stats, Uplink
+from softunicast.kernel.abi import Counter, Drop, Stats, Uplink, UplinkFlag
 from softunicast.kernel.bpf import BpfObject
 from softunicast.steering.oracle import Decision, Tables, Verdict, steer
 from tests.bpf import steer_support as support
@@ -65,7 +65,7 @@ def world() -> Iterator[tuple[str, int]]:
 
 @pytest.fixture(scope="module")
 def steering(world: tuple[str, int]) -> Iterator[tuple[BpfObject, Tables]]:
-    contents = support.map_contents((Uplink(world[1], support.MTU),))
+    contents = support.map_contents((Uplink(world[1], support.MTU, UplinkFlag.XMIT),))
     with netns.enter(world[0]), support.load(contents) as loaded:
         yield loaded, support.tables(contents)
 

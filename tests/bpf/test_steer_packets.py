@@ -11,7 +11,7 @@ from ipaddress import ip_address
 import pytest
 
 from softunicast.kernel import netns
-from softunicast.kernel.abi import Counter, Drop, LastDrop, Stats, Uplink
+from softunicast.kernel.abi import Counter, Drop, LastDrop, Stats, Uplink, UplinkFlag
 from softunicast.kernel.bpf import BpfObject
 from softunicast.steering.oracle import checksum
 from tests.bpf import steer_support as support
@@ -61,7 +61,7 @@ class Entry:
 @pytest.fixture(scope="module")
 def loaded() -> Iterator[tuple[BpfObject, str]]:
     with support.neighbourhood() as (namespace, ifindex), netns.enter(namespace):
-        uplinks = (Uplink(ifindex, support.MTU),)
+        uplinks = (Uplink(ifindex, support.MTU, UplinkFlag.XMIT),)
         with support.load(support.map_contents(uplinks)) as found:
             yield found, namespace
 
