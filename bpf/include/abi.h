@@ -228,12 +228,13 @@ _Static_assert(sizeof(struct su_site) == 8, "su_site");
 /* Value of `nodes` (array). Key of `peers` (hash) is its underlay address, value its index. */
 enum su_node_flag {
 	SU_NODE_SET = 1,	/* in use */
-	SU_NODE_DOWN = 2,	/* does not answer, or says that it is not fit: another node of its site is asked */
+	SU_NODE_DOWN = 2,	/* does not answer: another node of its site is asked */
+	SU_NODE_UNFIT = 4,	/* answers and says that it is not fit, or drains: asked when all others are no better */
 };
 
 struct su_node {
 	struct su_addr underlay;
-	__u32 flags;		/* enum su_node_flag; DOWN is written by the prober alone */
+	__u32 flags;		/* enum su_node_flag; all but SET are written by the prober alone */
 	__u32 pad;
 };
 _Static_assert(sizeof(struct su_node) == 24, "su_node");

@@ -51,14 +51,15 @@ static __always_inline __u32 su_flow_hash(const struct su_pkt *p)
 
 /*
  * A node of `site`, the same for all packets of that hash while the site's list and its nodes' states stay. Nodes that
- * are down are skipped, what was theirs spreads over the others. 0, or -SU_DROP_NO_OWNER (no such site), _SITE_DOWN.
+ * are down are skipped, what was theirs spreads over the others; one that is unfit is taken when no fit one is found: a
+ * site that drains as a whole keeps its flows. 0, or -SU_DROP_NO_OWNER (no such site), _SITE_DOWN.
  *
  * The first tries are as random as the hash, those after them go along the list, so that a single living node is found.
  */
 static __noinline int su_site_node(__u32 site, __u32 hash, __u32 *node)
 {
 	struct su_site *at = bpf_map_lookup_elem(&sites, &site);
-	__u32 first, count, i;
+	__u32 first, count, i, unfit = SU_NONE;
 
 	if (!at || !at->count)
 		return -SU_DROP_NO_OWNER;
@@ -72,13 +73,20 @@ static __noinline int su_site_node(__u32 site, __u32 hash, __u32 *node)
 		if (index) {
 			n = bpf_map_lookup_elem(&nodes, index);
 			if (n && (n->flags & (SU_NODE_SET | SU_NODE_DOWN)) == SU_NODE_SET) {
-				*node = *index;
-				return 0;
+				if (!(n->flags & SU_NODE_UNFIT)) {
+					*node = *index;
+					return 0;
+				}
+				if (unfit == SU_NONE)
+					unfit = *index;
 			}
 		}
 		hash = i < 4 ? hash * 0x85ebca6bu + 0x9e3779b1u : hash + 1;
 	}
-	return -SU_DROP_SITE_DOWN;
+	if (unfit == SU_NONE)
+		return -SU_DROP_SITE_DOWN;
+	*node = unfit;
+	return 0;
 }
 
 /*

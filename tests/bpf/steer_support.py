@@ -3,8 +3,9 @@
 
 node 1 (10.0.1.11): this one     2 (10.0.1.12), 3 (10.0.1.13): others     4: IPv6 underlay     5: not in use
 
-198.51.101.10, 2001:db8::20   of site 2, whose nodes are 2 3 4 and 5 (not in use)    198.51.101.11   site 3: all down
-198.51.101.12   site 7, which has no nodes
+198.51.101.10, 2001:db8::20   site 2, whose nodes are 2 3 4, 5 (not in use), 7 (unfit)
+198.51.101.11   site 3: all down      198.51.101.12   site 7, which has no nodes
+198.51.101.13   site 4: one unfit node, the others down
 
 198.51.100.10   2,048 ports each: part 0 nobody's, then 1 2 3 1 2 3 4 5 9 ... (9: in no table)
 198.51.100.20   static: 9000-9009 node 1, 9010-9019 node 2, the rest nobody's
@@ -57,8 +58,8 @@ MAP_SIZES: Final = {
 }
 IP6_TYPE: Final = b"\x86\xdd"
 MACS: Final = bytes.fromhex("0200000000aa0200000000bb")
-ME, OTHER, THIRD, IP6_NODE, UNUSED, DOWN, ABSENT = 1, 2, 3, 4, 5, 6, 9
-HOME, AWAY, DARK, NOWHERE = 1, 2, 3, 7
+ME, OTHER, THIRD, IP6_NODE, UNUSED, DOWN, UNFIT, ABSENT = 1, 2, 3, 4, 5, 6, 7, 9
+HOME, AWAY, DARK, DRAINED, NOWHERE = 1, 2, 3, 4, 7
 
 
 def packed(text: str) -> bytes:
@@ -91,6 +92,7 @@ def map_contents(uplinks: tuple[Uplink, ...] = (Uplink(99, MTU),)) -> dict[str, 
             packed("2001:db8::20"): Address(0, 0, AWAY).pack(),
             packed("198.51.101.11"): Address(0, 0, DARK).pack(),
             packed("198.51.101.12"): Address(0, 0, NOWHERE).pack(),
+            packed("198.51.101.13"): Address(0, 0, DRAINED).pack(),
         },
         "owners": {u32(i): Owner(owners.get(i, NONE), 0 if owners.get(i) == ME else NONE).pack() for i in range(total)},
         "nodes": {
@@ -100,9 +102,15 @@ def map_contents(uplinks: tuple[Uplink, ...] = (Uplink(99, MTU),)) -> dict[str, 
             u32(IP6_NODE): Node(packed("2001:db8:1::4"), 1).pack(),
             u32(UNUSED): Node(packed("10.0.1.15"), 0).pack(),
             u32(DOWN): Node(packed("10.0.1.16"), NodeFlag.SET | NodeFlag.DOWN).pack(),
+            u32(UNFIT): Node(packed("10.0.1.13"), NodeFlag.SET | NodeFlag.UNFIT).pack(),
         },
-        "sites": {u32(AWAY): Site(10, 5).pack(), u32(DARK): Site(14, 3).pack()},
-        "site_nodes": {u32(10 + i): u32(n) for i, n in enumerate([OTHER, THIRD, IP6_NODE, UNUSED, DOWN, DOWN, UNUSED])},
+        "sites": {u32(AWAY): Site(10, 6).pack(), u32(DARK): Site(15, 3).pack(), u32(DRAINED): Site(18, 3).pack()},
+        "site_nodes": {
+            u32(10 + i): u32(n)
+            for i, n in enumerate(
+                [*(OTHER, THIRD, IP6_NODE, UNUSED, UNFIT), *(DOWN, DOWN, UNUSED), *(DOWN, UNFIT, UNUSED)]
+            )
+        },
         "peers": {packed(f"10.0.1.{i}"): u32(i - 10) for i in (11, 12, 13)},
         "prefixes": {
             prefix_key(list_number, ip_network(text)): u32(1)
@@ -262,7 +270,7 @@ class Generator:
             target = r.choice(["2001:db8::10"] * 5 + ["2001:db8::20", "2001:db8::11"])
             remote = r.choice(["2001:db8:ffff::1"] * 5 + ["2001:db8::99"])
         else:
-            away = ["198.51.101.10", "198.51.101.10", "198.51.101.11", "198.51.101.12"]
+            away = ["198.51.101.10", "198.51.101.10", "198.51.101.11", "198.51.101.12", "198.51.101.13"]
             target = r.choice(["198.51.100.10", "198.51.100.20"] * 7 + ["203.0.113.77", "10.0.1.11", *away])
             remote = r.choice(["203.0.113.1", "192.0.2.7"] * 5 + ["10.0.1.77", "198.51.100.30"])
         proto, body = self.layer4(v6, target, remote)

@@ -69,9 +69,8 @@ def test_deaths_and_restarts_withdraw_nothing(speakers: Speakers) -> None:
         daemon.kill()
         with Birdc(speakers.control("router")) as bird:
             since = [line.text for line in bird.command(f"show route {V4} all")]
-    with node.daemon("--interval", "0.5"):
-        wait_until(lambda: (RUN / node.name / "announce.json").exists(), 10, "the agent has judged")
-        node.softunicast("counters", "--node", node.name)
+    with node.daemon("--interval", "0.5") as daemon:
+        wait_until(lambda: daemon.events("announce"), 10, "the second agent has judged")
         with Birdc(speakers.control("router")) as bird:
             assert [line.text for line in bird.command(f"show route {V4} all")] == since
         assert path.stat().st_mtime_ns == written
@@ -113,3 +112,26 @@ def test_no_bird_is_said_and_the_node_goes_on(tmp_path: Path) -> None:
             # BIRD will read it when it starts.
             assert "softunicast4" in (RUN / node.name / "bird.conf").read_text()
         assert (RUN / node.name / "announce.json").exists()
+
+
+def test_a_bird_that_restarts_announces_again(speakers: Speakers) -> None:
+    with speakers.node.daemon():
+        speakers.wait(both, "announced")
+        speakers.processes["node"].kill()
+        speakers.wait(none, "gone with BIRD")
+        speakers.start("node")
+        speakers.wait(both, "announced again")
+
+
+def test_unfit_is_withdrawn_even_when_bird_refuses_its_configuration(speakers: Speakers) -> None:
+    node = speakers.node
+    with node.daemon():
+        speakers.wait(both, "announced")
+        good = speakers.config("node").read_text()
+        speakers.config("node").write_text(good + "protocol nonsense;\n")
+        node.ip("address", "delete", "10.0.1.11/24", "dev", "up0")
+        assert speakers.wait(none, "withdrawn") < 1.5
+        assert "route" not in (RUN / node.name / "bird.conf").read_text().replace("unreachable", "")
+        node.ip("address", "add", "10.0.1.11/24", "dev", "up0")
+        speakers.config("node").write_text(good)
+        speakers.wait(both, "announced again")

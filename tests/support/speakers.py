@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from softunicast.announce.birdc import Birdc
@@ -33,6 +33,7 @@ class Speakers:
 
     node: AgentNode
     folder: Path
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def config(self, name: str) -> Path:
         return self.folder / f"{name}.conf"
@@ -50,6 +51,8 @@ class Speakers:
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen([*command, "-s", self.control(name)], stdout=log, stderr=log)
 
+        self.processes[name] = process
+
         def answers() -> bool:
             assert process.poll() is None, (self.folder / f"{name}.log").read_text()
             with contextlib.suppress(KernelError), Birdc(self.control(name)):
@@ -58,6 +61,11 @@ class Speakers:
 
         wait_until(answers, 10, f"BIRD {name} answers")
         return process
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
 
     def routes(self) -> dict[str, str]:
         """The fleet's prefixes as the neighbour has them: MED and communities."""
@@ -100,6 +108,7 @@ def speakers(folder: Path, *, bird: bool = True) -> Iterator[Speakers]:
     """Both namespaces, the router's BIRD, and with `bird` the node's and its key in the plan; the agent not started."""
     with agent_node(folder) as node, contextlib.ExitStack() as undo:
         found = Speakers(node, folder)
+        undo.callback(found.stop)
         for address in ("fd00:1::11/64", "10.0.9.11/24"):
             node.ip("address", "add", address, "dev", "up0", "nodad")
         for address in ("fd00:1::1/64", "10.0.9.1/24"):
@@ -121,9 +130,7 @@ def speakers(folder: Path, *, bird: bool = True) -> Iterator[Speakers]:
             "router", f"protocol bgp server {{ {session} {channels} }}", f"protocol bgp server6 {{ {session6} }}"
         )
         for name in ("router", "node") if bird else ("router",):
-            process = found.start(name)
-            undo.callback(process.wait)
-            undo.callback(process.kill)
+            found.start(name)
         prefixes = f'  - {{prefix: {V4}}}\n  - {{prefix: "{V6}"}}\n'
         key = f"        bird: {{control: {found.control('node')}, drain: {{settle_s: 2}}}}\n" if bird else ""
         node.write(

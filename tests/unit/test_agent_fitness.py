@@ -15,7 +15,7 @@ from softunicast.kernel.routing import Device
 
 UP = Device("eth0", 2, 1600, addresses=("10.0.1.11",))
 SECOND = Device("eth1", 3, 1600)
-FIT = Seen(True, "", ("eth0", "eth1"), (UP, SECOND), "10.0.1.11")
+FIT = Seen(True, ("eth0", "eth1"), (UP, SECOND), "10.0.1.11")
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,6 @@ FIT = Seen(True, "", ("eth0", "eth1"), (UP, SECOND), "10.0.1.11")
         ({"devices": (SECOND,)}, ["underlay address 10.0.1.11 is on no device"]),
         ({"uplinks": ()}, ["no uplink"]),
         ({"ready": False}, ["the data plane is not ready"]),
-        ({"failure": "map owners: no room"}, ["the last reconciliation failed: map owners: no room"]),
         ({"detached": ("su_guard at eth0",)}, ["su_guard at eth0 is not attached"]),
     ],
 )

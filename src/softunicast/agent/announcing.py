@@ -6,8 +6,9 @@
     unfit ----------------------------------------------> withdrawn, at once
 
 The agent writes one file (announce.bird_conf) and asks BIRD to read its configuration again; nothing else of BIRD is
-touched. When BIRD refuses, the file becomes what it was. When the agent dies or stops, file and announcement stay: the
-data plane goes on. That a node drains is a file in its run folder, which outlives agents and ends with the machine.
+touched. When BIRD refuses, the file becomes what it was (a withdrawal is made by other means). When the agent dies or
+stops, file and announcement stay: the data plane goes on. That a node drains is a file in its run folder, which
+outlives agents and ends with the machine.
 
 What this node thinks of itself is also what its data plane tells those that probe it (control.probe_flags).
 """
@@ -26,7 +27,7 @@ from softunicast.agent.fitness import Seen, unfit
 from softunicast.agent.machine import Machine
 from softunicast.agent.resources import Hook
 from softunicast.agent.state import write_atomically
-from softunicast.announce.bird_conf import Announcement, Stage, render
+from softunicast.announce.bird_conf import PROTOCOLS, Announcement, Stage, render
 from softunicast.announce.birdc import Birdc
 from softunicast.errors import KernelError, SoftunicastError
 from softunicast.kernel import abi, clsact, nodes
@@ -36,6 +37,7 @@ from softunicast.model.plan import Plan
 
 LOOK_S: Final = 0.25
 RETRY_S: Final = 2.0
+STEERING: Final = frozenset({"su_uplink_in", "su_guard", "su_steer"})
 DRAIN_FILE: Final = "drain.json"
 STATUS_FILE: Final = "announce.json"
 
@@ -97,17 +99,15 @@ class Announcer:
         self._machine, self._log, self._clock = machine, log, clock
         self._plan: Plan | None = None
         self._wanted: Desired | None = None
-        self._failure = ""
         self._judged: Judged | None = None
         self._told: str | None = None
         self._retry_s = 0.0
         self._complaint = ""
         self._status = ""
 
-    def follow(self, plan: Plan, wanted: Desired | None, failure: str) -> None:
-        """What the last reconciliation was about (`wanted` None: as before) and how it failed, if it did."""
-        self._plan, self._failure = plan, failure
-        self._wanted = wanted or self._wanted
+    def follow(self, plan: Plan, wanted: Desired) -> None:
+        """What the last reconciliation that went well was about, and the plan in force."""
+        self._plan, self._wanted = plan, wanted
 
     def tick(self) -> float:
         """Look, and tell BIRD when something changed; when to come again."""
@@ -135,11 +135,10 @@ class Announcer:
         detached = tuple(
             f"{link.program} at {link.device}"
             for link in self._wanted.resources.links.values()
-            if link.device in uplinks and link.device in devices and not self._is_attached(link.name, link.ifindex)
+            if link.program in STEERING and link.device in devices and not self._is_attached(link.name, link.ifindex)
         )
         return Seen(
             self._machine.read_control().ready != 0,
-            self._failure,
             uplinks,
             tuple(devices.values()),
             str(node.underlay),
@@ -173,12 +172,13 @@ class Announcer:
         if text == self._told or self._clock() < self._retry_s:
             return
         path = include_path(self._machine.node, bird)
-        if self._told is None and _text(path) == text and not self._complaint:
-            # An agent that starts again and finds all as it should be changes nothing.
-            self._told = text
-            return
+        expected = 0 if judged.stage is Stage.WITHDRAWN else len(prefixes)
         try:
-            tell_bird(path, text, bird.control)
+            if self._told is None and _text(path) == text and bird_has(bird.control) == expected:
+                # An agent that starts again and finds all as it should be changes nothing.
+                self._told = text
+                return
+            tell_bird(path, text, bird.control, withdrawn=judged.stage is Stage.WITHDRAWN)
         except (SoftunicastError, OSError) as error:
             self._retry_s = self._clock() + RETRY_S
             if str(error) != self._complaint:
@@ -197,9 +197,20 @@ class Announcer:
             self._status = text
 
 
-def tell_bird(path: Path, text: str, control: str) -> None:
-    """Write the file and have BIRD read its configuration again. When BIRD refuses, the file is as it was before and
-    KernelError says what BIRD said. When BIRD is not there the file is written all the same: it will read it."""
+def bird_has(control: str) -> int:
+    """How many routes of ours BIRD has. KernelError when it does not answer."""
+    with Birdc(control) as bird:
+        there = {name for name, *_ in bird.protocols()}
+        return sum(bird.routes(name) for name in PROTOCOLS.values() if name in there)
+
+
+def tell_bird(path: Path, text: str, control: str, *, withdrawn: bool) -> None:
+    """Write the file and have BIRD read its configuration again. When BIRD is not there the file is written all the
+    same: BIRD will read it. KernelError in both bad cases.
+
+    When BIRD refuses (the operator's own configuration has a mistake), the file becomes what it was; but a withdrawal
+    does not wait: its file stays, for a BIRD that restarts, and our protocols are disabled, which reads nothing.
+    """
     before = _text(path)
     try:
         write_atomically(path, text)
@@ -209,9 +220,21 @@ def tell_bird(path: Path, text: str, control: str) -> None:
         try:
             bird.configure()
         except KernelError:
-            if before is not None:
+            if withdrawn:
+                _each(bird, "disable")
+            elif before is None:
+                path.unlink(missing_ok=True)
+            else:
                 write_atomically(path, before)
             raise
+        _each(bird, "enable")
+
+
+def _each(bird: Birdc, verb: str) -> None:
+    """Enable or disable those of our protocols that BIRD knows."""
+    for name, *_ in bird.protocols():
+        if name in PROTOCOLS.values():
+            bird.command(f"{verb} {name}")
 
 
 def _text(path: Path) -> str | None:

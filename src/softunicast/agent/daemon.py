@@ -148,7 +148,7 @@ class Agent:
 
     def _watch(self, machine: Machine, selector: selectors.BaseSelector, prober: Prober, announcer: Announcer) -> None:
         sweeper = Sweeper(machine)
-        self._follow(prober, announcer, "")
+        self._follow(prober, announcer)
         next_at = self.clock() + self.options.interval_s
         due_s = self.clock()
         sweep_at = next_at
@@ -160,11 +160,11 @@ class Agent:
             notify("WATCHDOG=1")
             if self._reload or self._stamp() != self._stamps:
                 self._reload = False
-                if not self._again(self._read):
+                if self._again(self._read):
                     next_at = self.clock()
             if self.clock() >= next_at:
-                failure = self._again(lambda: self._reconcile(machine))
-                self._follow(prober, announcer, failure)
+                self._again(lambda: self._reconcile(machine))
+                self._follow(prober, announcer)
                 next_at = self.clock() + self.options.interval_s
             if self.clock() >= sweep_at:
                 self._again(lambda: self._sweep(sweeper))
@@ -177,23 +177,23 @@ class Agent:
                     except (SoftunicastError, OSError) as error:
                         self.log.error("failed", error=str(error))
 
-    def _follow(self, prober: Prober, announcer: Announcer, failure: str) -> None:
-        """Tell those that work between reconciliations what the last one was about."""
+    def _follow(self, prober: Prober, announcer: Announcer) -> None:
+        """Tell those that work between reconciliations what the last good one was about."""
         if self._inputs is None or self._wanted is None:
             return
         prober.follow(self._inputs.plan, self._wanted.state.places.nodes)
-        announcer.follow(self._inputs.plan, self._wanted, failure)
+        announcer.follow(self._inputs.plan, self._wanted)
 
-    def _again(self, work: Callable[[], object]) -> str:
-        """Do it, tell when it fails, and go on; what it failed of, empty when it went well."""
+    def _again(self, work: Callable[[], object]) -> bool:
+        """Do it, tell when it fails, and go on."""
         try:
             work()
         except (SoftunicastError, OSError) as error:
             self.log.error("failed", error=str(error))
             notify(f"STATUS=failed: {error}")
-            return str(error) or type(error).__name__
+            return False
         notify(f"STATUS=epoch {self._epoch()}")
-        return ""
+        return True
 
     def _sweep(self, sweeper: Sweeper) -> None:
         swept = sweeper.sweep()

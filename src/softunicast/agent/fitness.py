@@ -4,6 +4,8 @@
 A node is fit when an answer that comes to it finds its way: its tables are complete, its programs sit on every uplink,
 at least one uplink is up, and its underlay address is on a device, so that it can carry and be carried to. Other nodes
 that are down are no reason: this one still takes its own answers, and who is cut off from whom nobody can tell alone.
+Nor is a reconciliation that failed: what was there before goes on, and a bad plan given to a whole fleet would
+withdraw it everywhere at once.
 """
 
 from __future__ import annotations
@@ -16,11 +18,9 @@ from softunicast.kernel.routing import Device
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What was looked at. `detached`: names of links that should be on an uplink and are not; `failure`: what the last
-    reconciliation said, empty when it went well."""
+    """What was looked at. `detached`: programs that should be on an uplink, or where the underlay is, and are not."""
 
     ready: bool
-    failure: str
     uplinks: tuple[str, ...]
     devices: Collection[Device]
     underlay: str
@@ -33,8 +33,6 @@ def unfit(seen: Seen) -> list[str]:
 
 
 def _reasons(seen: Seen) -> Iterator[str]:
-    if seen.failure:
-        yield f"the last reconciliation failed: {seen.failure}"
     if not seen.ready:
         yield "the data plane is not ready"
     devices = {device.name: device for device in seen.devices}

@@ -2,7 +2,7 @@
 """Which nodes live, as far as this one can tell. Pure: clocks and replies are arguments.
 
     unknown --reply, fit----> up      --`lost` questions without an answer--> down
-            --reply, not fit-> unfit   (down and unfit alike: other nodes of its site are asked instead)
+            --reply, not fit-> unfit   (down: other nodes of its site are asked; unfit: they are preferred)
 
 A question is asked every `interval_s`; what counts as lost are questions that were really asked, so that an agent which
 slept, or worked for seconds, blames nobody. What is unknown stays in the tables as it was: an agent that starts again

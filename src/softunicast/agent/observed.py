@@ -201,16 +201,16 @@ def _tables(machine: Machine, want: Desired, last: state.NodeState | None) -> di
             try:
                 found[name] = read_table(machine.map(name), used if wanted or used else 0)
                 if name == "nodes":
-                    found[name] = {key: _without_down(value) for key, value in found[name].items()}
+                    found[name] = {key: _as_planned(value) for key, value in found[name].items()}
             except OSError as error:
                 raise KernelError(f"map {name}: {error.strerror}", errno=error.errno or 0) from error
     return found
 
 
-def _without_down(value: bytes) -> bytes:
+def _as_planned(value: bytes) -> bytes:
     """A node as the plan has it: whether it answers is the prober's to say, in the same word."""
     node = abi.Node.unpack(value)
-    return replace(node, flags=node.flags & ~abi.NodeFlag.DOWN).pack()
+    return replace(node, flags=int(node.flags & abi.NodeFlag.SET)).pack()
 
 
 def read_table(map_: Map, used: int) -> dict[bytes, bytes]:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks the other nodes whether they live, and writes what it learns into the map `nodes` (flag DOWN), nowhere else.
+"""Asks the other nodes whether they live, and writes what it learns into the map `nodes` (flags DOWN and UNFIT),
+nowhere else.
 
 Questions go from a socket on this node's underlay address to each other node's tunnel port; the programs of that node
 answer (bpf/include/steer.h, su_tc_probe). So it is the data plane that is asked. When this agent dies the flags stay.
@@ -27,6 +28,7 @@ from softunicast.wire.packet import Malformed
 FILE: Final = "peers.json"
 WRITE_S: Final = 1.0
 MOST_READ: Final = 4096
+FLAGS: Final = {Life.UP: abi.NodeFlag(0), Life.UNFIT: abi.NodeFlag.UNFIT, Life.DOWN: abi.NodeFlag.DOWN}
 
 
 class Prober:
@@ -40,7 +42,7 @@ class Prober:
         self._socket: socket.socket | None = None
         self._bound = ""
         self._port = 0
-        self._lives: dict[str, Life] = {}
+        self._lives: dict[tuple[str, int], Life] = {}  # as they are in the map, by name and index
         self._complaint = ""
         self._written_s = 0.0
 
@@ -60,7 +62,8 @@ class Prober:
         )
         wanted = plan.settings.probes
         self._liveness.follow(peers, wanted.interval_ms / 1000, wanted.lost)
-        self._lives = {peer.name: self._lives.get(peer.name, Life.UNKNOWN) for peer in self._liveness.peers.values()}
+        there = [(peer.name, peer.index) for peer in self._liveness.peers.values()]
+        self._lives = {key: self._lives.get(key, Life.UNKNOWN) for key in there}
         self._port = plan.settings.gue_port
         if self._bound != str(me.underlay):
             self.close()
@@ -121,12 +124,13 @@ class Prober:
     def _tell(self, now_s: float) -> None:
         changed = False
         for peer in self._liveness.peers.values():
-            before = self._lives.get(peer.name)
+            key = (peer.name, peer.index)
+            before = self._lives.get(key)
             if peer.life is Life.UNKNOWN or peer.life is before:
                 continue
             if not self._mark(peer):
                 continue
-            self._lives[peer.name] = peer.life
+            self._lives[key] = peer.life
             changed = True
             say = self._log.info if peer.life is Life.UP else self._log.warning
             say("node", name=peer.name, site=peer.site, is_=peer.life.value, was=before.value if before else "")
@@ -135,18 +139,16 @@ class Prober:
             self._machine.write_file(FILE, peers_text(self._liveness, now_s))
 
     def _mark(self, peer: Peer) -> bool:
-        """Set or clear DOWN. False: the node is not in the map (yet)."""
+        """Set or clear DOWN and UNFIT. False: the node is not in the map (yet)."""
         key = peer.index.to_bytes(4, sys.byteorder)
         nodes = self._machine.map("nodes")
         node = abi.Node.unpack(nodes.lookup(key) or bytes(abi.Node.SIZE))
         if not node.flags & abi.NodeFlag.SET:
             return False
-        flags = node.flags & ~abi.NodeFlag.DOWN
-        if peer.life is not Life.UP:
-            flags |= abi.NodeFlag.DOWN
+        flags = int(abi.NodeFlag.SET | FLAGS[peer.life])
         if flags != node.flags:
             try:
-                nodes.update(key, replace(node, flags=int(flags)).pack())
+                nodes.update(key, replace(node, flags=flags).pack())
             except OSError as error:
                 raise KernelError(f"map nodes: {error.strerror}", errno=error.errno or 0) from error
         return True

@@ -101,7 +101,8 @@ def _announced(node: str) -> Iterator[Step]:
     if bird is not None and include_path(node, bird).exists():
         text = render(Announcement(node, (), Stage.WITHDRAWN, why="uninstalled"))
         yield Step(
-            f"withdraw by BIRD at {bird.control}", partial(tell_bird, include_path(node, bird), text, bird.control)
+            f"withdraw by BIRD at {bird.control}",
+            partial(tell_bird, include_path(node, bird), text, bird.control, withdrawn=True),
         )
 
 

@@ -16,7 +16,7 @@ from typing import Final, Self
 
 from softunicast.errors import KernelError
 
-TIMEOUT_S: Final = 3.0
+TIMEOUT_S: Final = 1.0
 REFUSED: Final = 8000
 
 

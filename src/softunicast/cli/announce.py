@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import select
+import sys
 import time
 from typing import Any, Final
 
@@ -21,6 +23,7 @@ from softunicast.model.fleet import BirdSpeaker, Node
 from softunicast.model.plan import load_plan
 
 WATCH_S: Final = 0.2
+Announced = dict[str, str]
 
 
 @click.group()
@@ -64,14 +67,18 @@ def watch(node: str | None, form: str) -> None:
     the stage is the last one it judged, as it is with BIRD.
     """
     name = nodes.find_node(node)
-    said: tuple[str, ...] = ()
-    while True:
-        found = read_stage(name)
-        lines = exabgp_lines(name, found) if form == "exabgp" else (found,)
-        if lines != said:
-            for line in lines:
-                click.echo(line)
-            said = lines
+    reader = select.poll()
+    reader.register(sys.stdout, 0)
+    last, told = "", Announced()
+    while not reader.poll(0):  # whoever reads has gone
+        stage = read_stage(name)
+        lines = [stage] if stage != last else []
+        last = stage
+        if form == "exabgp":
+            now = announced(name, stage)
+            lines, told = exabgp_lines(told, now), now
+        for line in lines:
+            click.echo(line)
         time.sleep(WATCH_S)
 
 
@@ -83,20 +90,32 @@ def read_stage(name: str) -> str:
         return Stage.WITHDRAWN.value
 
 
-def exabgp_lines(name: str, stage: str) -> tuple[str, ...]:
-    """ExaBGP's text API: one command a prefix."""
+def announced(name: str, stage: str) -> Announced:
+    """What is to be announced: each prefix with its attributes in ExaBGP's words; nothing when withdrawn, or when the
+    node has gone."""
     try:
         plan = load_plan(nodes.plan_file(name).read_text(encoding="utf-8"), "plan.yaml")
     except OSError:
-        return ()
+        return {}
+    if stage == Stage.WITHDRAWN.value:
+        return {}
     node = plan.node(name)
     bird = node.bird or BirdSpeaker()
-    verb = "withdraw" if stage == Stage.WITHDRAWN.value else "announce"
-    tail = f" med {bird.drain_med if stage == Stage.DRAINING.value else 0}"
-    if stage == Stage.DRAINING.value and bird.drain_community is not None:
-        tail += f" community [{bird.drain_community}]"
-    prefixes = (prefix.network for prefix in plan.prefixes if node.site in prefix.announce)
-    return tuple(f"{verb} route {prefix} next-hop self{tail if verb == 'announce' else ''}" for prefix in prefixes)
+    draining = stage == Stage.DRAINING.value
+    attributes = f"med {bird.drain_med if draining else 0}"
+    if draining and bird.drain_community is not None:
+        attributes += f" community [{bird.drain_community}]"
+    return {str(prefix.network): attributes for prefix in plan.prefixes if node.site in prefix.announce}
+
+
+def exabgp_lines(before: Announced, now: Announced) -> list[str]:
+    """The commands that lead from the one to the other."""
+    lines = [f"withdraw route {prefix} next-hop self" for prefix in before if prefix not in now]
+    return lines + [
+        f"announce route {prefix} next-hop self {attributes}"
+        for prefix, attributes in now.items()
+        if before.get(prefix) != attributes
+    ]
 
 
 @announce.command()

@@ -26,8 +26,9 @@ STYLES = {"up": "green", "down": "bold red", "unfit": "yellow", "unknown": "yell
 def peers(node: str | None, as_json: bool) -> None:
     """Show the other nodes of the fleet and whether they live.
 
-    STATE is what steering goes by: up, down (no answers), unfit (it answers, and says not to be asked), unknown (not
-    asked yet: as it was). ANSWERED and RTT are of the last question this node's agent asked; "-" when it asks nobody.
+    STATE is what steering goes by: up, down (no answers), unfit (it answers, and says that others are better), unknown
+    (not asked yet: as it was). ANSWERED and RTT are of the last question this node's agent asked; "-" when it asks
+    nobody.
     """
     with reading(node) as at:
         found = read_peers(at)
@@ -51,9 +52,8 @@ def read_peers(at: Reading) -> list[dict[str, Any]]:
         if name == at.node or not value.flags & abi.NodeFlag.SET:
             continue
         told = said.get(name, {})
-        down = bool(value.flags & abi.NodeFlag.DOWN)
-        life = told.get("life", "unknown")
-        state = (life if life in ("down", "unfit") else "down") if down else "up" if life == "up" else "unknown"
+        life = "up" if told.get("life") == "up" else "unknown"
+        state = "down" if value.flags & abi.NodeFlag.DOWN else "unfit" if value.flags & abi.NodeFlag.UNFIT else life
         ago_s = told.get("answered_ago_s")
         found.append(
             {

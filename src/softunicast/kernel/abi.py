@@ -84,6 +84,7 @@ class OnrampFlag(IntFlag):
 class NodeFlag(IntFlag):
     SET = 1
     DOWN = 2
+    UNFIT = 4
 
 
 class List(IntEnum):

@@ -136,13 +136,16 @@ class Tables:
         at = self.sites.get(site, Site())
         if not at.count:
             return Drop.NO_OWNER
+        unfit: int | None = None
         for turn in range(SITE_TRIES):
             index = self.site_nodes.get(at.first + number % at.count, 0)
             node = self.nodes.get(index)
             if node is not None and node.flags & (NodeFlag.SET | NodeFlag.DOWN) == NodeFlag.SET:
-                return index
+                if not node.flags & NodeFlag.UNFIT:
+                    return index
+                unfit = index if unfit is None else unfit
             number = (number * 0x85EBCA6B + 0x9E3779B1 if turn < 4 else number + 1) & 0xFFFFFFFF
-        return Drop.SITE_DOWN
+        return Drop.SITE_DOWN if unfit is None else unfit
 
     def is_internal(self, address: bytes) -> bool:
         number = int.from_bytes(address, "big")
