@@ -180,7 +180,7 @@ class Announcer:
                 return
             tell_bird(path, text, bird.control, withdrawn=judged.stage is Stage.WITHDRAWN)
         except (SoftunicastError, OSError) as error:
-            self._retry_s = self._clock() + RETRY_S
+            self._told, self._retry_s = None, self._clock() + RETRY_S
             if str(error) != self._complaint:
                 self._complaint = str(error)
                 self._log.error("bird", error=str(error))
