@@ -18,6 +18,7 @@ from softunicast.agent.logs import logger
 from softunicast.kernel import netns
 from tests.support.agent_node import AgentNode, agent_node
 from tests.support.dump import PINS, RUN, differences
+from tests.support.wait import wait_until
 
 
 @pytest.fixture
@@ -94,6 +95,7 @@ def test_a_restart_changes_nothing(node: AgentNode) -> None:
 
 def test_kill_9_leaves_the_data_plane(node: AgentNode) -> None:
     with node.daemon() as daemon:
+        wait_until((RUN / node.name / "announce.json").exists, 20, "the agent has judged the node")
         before = node.dump()
         daemon.kill()
     assert differences(before, node.dump()) == []

@@ -2,7 +2,8 @@
 """An independent dump of what a node has in the kernel, for "the same before and after".
 
 Nothing of softunicast is used: bpftool, ip, nft, tc and /proc/sys tell. What lives by itself is left out: ages of
-routes and addresses, counters, and (unless asked for) the contents of maps that flows write.
+routes and addresses, counters, what an agent learns of other nodes by asking them (two flags in `nodes`, peers.json),
+and (unless asked for) the contents of maps that flows write.
 
     python3 -m tests.support.dump --node lhr1 [--netns NAME] [--volatile] > before.json
 """
@@ -37,6 +38,11 @@ VOLATILE_MAPS = {
     "onramp_hints",
     "toobig_bucket",
 }
+# struct su_node of bpf/include/abi.h: an underlay of 16 bytes, then flags; DOWN is 2, UNFIT 4.
+LEARNED_MAP = "nodes"
+LEARNED_BYTE = 16
+LEARNED_BITS = 2 | 4
+LEARNED_FILES = {"agent.lock", "peers.json"}
 NO_DUMP = {"socks", "work", "hops", "onramp_hints", "toobig_bucket"}
 VOLATILE_KEYS = {
     "expires",
@@ -116,6 +122,13 @@ def _array_digest(path: Path, value_size: int, count: int) -> str:
         os.close(fd)
 
 
+def _planned(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of `nodes` without what probing writes there."""
+    value = [int(byte, 16) for byte in entry["value"]]
+    value[LEARNED_BYTE] &= ~LEARNED_BITS
+    return {"key": entry["key"], "value": value}
+
+
 def _map(path: Path, volatile: bool) -> dict[str, Any]:
     about = _json(None, "bpftool", "-j", "map", "show", "pinned", str(path))
     found = {key: about.get(key) for key in ("id", "type", "bytes_key", "bytes_value", "max_entries")}
@@ -125,7 +138,10 @@ def _map(path: Path, volatile: bool) -> dict[str, Any]:
         found["sha256"] = _array_digest(path, about["bytes_value"], about["max_entries"])
     else:
         text = _run(None, "bpftool", "-j", "map", "dump", "pinned", str(path))
-        entries = sorted(json.dumps(entry, sort_keys=True) for entry in json.loads(text))
+        told = json.loads(text)
+        if path.name == LEARNED_MAP:
+            told = [_planned(entry) for entry in told]
+        entries = sorted(json.dumps(entry, sort_keys=True) for entry in told)
         found["entries"] = len(entries)
         found["sha256"] = hashlib.sha256("\n".join(entries).encode()).hexdigest()
     return found
@@ -170,7 +186,7 @@ def dump(node: str, netns: str | None = None, *, volatile: bool = False) -> dict
         "files": {
             path.name: hashlib.sha256(path.read_bytes()).hexdigest()
             for path in _pins(RUN / node)
-            if path.name != "agent.lock"
+            if path.name not in LEARNED_FILES
         },
     }
 
