@@ -30,7 +30,8 @@
 #define SU_STEER_PARSE_BYTES (SU_PARSE_BYTES + SU_OUTER_LEN)
 
 #ifndef BPF_F_ADJ_ROOM_DECAP_L3_IPV6
-#define BPF_F_ADJ_ROOM_DECAP_L3_IPV6 (1ULL << 8)	/* Linux 6.3 */
+#define BPF_F_ADJ_ROOM_DECAP_L3_IPV4 (1ULL << 7)	/* Linux 6.3, both */
+#define BPF_F_ADJ_ROOM_DECAP_L3_IPV6 (1ULL << 8)
 #endif
 #define SU_EALREADY 114
 
@@ -402,6 +403,23 @@ struct su_cover {
 };
 
 /*
+ * Room for the outer headers of a packet that came out of a tunnel here and goes into the next: where the frame was
+ * handed over in memory (veth, tap) the kernel still holds it for encapsulated, for nothing ever clears that, and all it
+ * would be told again is still true. But for IPv6: that the packet is IPv4 now it believes only of one that shrinks
+ * (net/core/filter.c, bpf_skb_net_shrink), so it grows by a word too much first. 0 or an errno.
+ */
+static __always_inline long su_tc_encap_again(struct __sk_buff *skb, const struct su_pkt *p)
+{
+	__s32 more = p->flags & SU_PKT_IP6 ? 4 : 0;
+	long ret = bpf_skb_adjust_room(skb, SU_OUTER_LEN + more, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO);
+
+	if (ret || !more)
+		return ret;
+	return bpf_skb_adjust_room(skb, -more, BPF_ADJ_ROOM_MAC,
+				   BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_DECAP_L3_IPV4);
+}
+
+/*
  * Carry a plain packet to `node`: encapsulate it and redirect it to the uplink. TC_ACT_REDIRECT (counted as
  * CARRIED_OUT), or -SU_DROP_x as su_carry_check, or -SU_DROP_ENCAP. On a drop the packet may be half rewritten.
  * Segmentation offload and partial checksums go on inside: the kernel is told where the inner packet begins.
@@ -439,12 +457,8 @@ static __noinline int su_tc_encap(struct __sk_buff *skb, struct su_pkt *p, __u32
 	ret = bpf_skb_adjust_room(skb, SU_OUTER_LEN, BPF_ADJ_ROOM_MAC,
 				  BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 |
 					  BPF_F_ADJ_ROOM_ENCAP_L4_UDP);
-	/*
-	 * A packet that came out of a tunnel here and goes into the next: the kernel still holds it for encapsulated
-	 * (nothing ever clears that), and all it would be told again is still true.
-	 */
-	if (ret == -SU_EALREADY && !(p->flags & SU_PKT_IP6))
-		ret = bpf_skb_adjust_room(skb, SU_OUTER_LEN, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO);
+	if (ret == -SU_EALREADY)
+		ret = su_tc_encap_again(skb, p);
 	if (ret)
 		return -SU_DROP_ENCAP;
 	if (p->flags & SU_PKT_IP6) {

@@ -7,7 +7,7 @@
                                                          b 10.0.1.12
 
 The router sends 198.51.100.20 to a. Ports 9010-9019 of it are b's (or c's, as a test says): a carries, the
-owner takes out. The owner's own packets go to the router directly.
+owner takes out. The owner's own packets go to the router directly. So it is with 2001:db8:100::20, carried in IPv4.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from tests.bpf.steer_support import packed, run, u32
 from tests.support.wait import wait_until
 
 SLICE, WORLD = "198.51.100.20", "203.0.113.1"
+SLICE6, WORLD6 = "2001:db8:100::20", "2001:db8:f::1"
 PORT = 9012
 NODES = {"a": (1, "10.0.1.11"), "b": (2, "10.0.1.12"), "c": (3, "10.0.1.13")}
 MTU = 1600
@@ -52,14 +53,15 @@ class SteeringNode:
         with netns.enter(namespace):
             self.ifindex = socket.if_nametoindex("up0")
         maps = self.loaded.maps
-        maps["addresses"].update(packed(SLICE), Address(0, 0, 1).pack())
+        for address in (SLICE, SLICE6):
+            maps["addresses"].update(packed(address), Address(0, 0, 1).pack())
         for port in range(9000, 9020):
             holder = NODES["a" if port < 9010 else owner][0]
             maps["owners"].update(u32(port), Owner(holder, 0 if holder == number else NONE).pack())
         for index, address in NODES.values():
             maps["nodes"].update(u32(index), Node(packed(address), 1).pack())
             maps["peers"].update(packed(address), u32(index))
-        for text in ("10.0.1.0/24", "198.51.100.0/24"):
+        for text in ("10.0.1.0/24", "198.51.100.0/24", "2001:db8:100::/48"):
             maps["prefixes"].update(prefix_key(List.INTERNAL, ip_network(text)), u32(1))
         self.set_mtu(MTU)
 
@@ -92,31 +94,42 @@ def fleet() -> Iterator[dict[str, str]]:
         for name in names.values():
             netns.create(name)
             undo.callback(netns.delete, name)
+            with netns.enter(name):
+                Path("/proc/sys/net/ipv6/conf/default/accept_dad").write_text("0")
             run(f"ip -n {name} link set lo up")
         router = names["router"]
         run(f"ip -n {router} link add br0 type bridge")
         run(f"ip -n {router} link set br0 up mtu {MTU}")
         run(f"ip -n {router} address add 10.0.1.1/24 dev br0")
-        for letter, (_, underlay) in NODES.items():
+        run(f"ip -n {router} address add fd00:1::1/64 dev br0 nodad")
+        for letter, (number, underlay) in NODES.items():
             name = names[letter]
             ends = f"to-{letter} mtu {MTU} type veth peer name up0 mtu {MTU} netns {name}"
             run(f"ip -n {router} link add {ends}")
             run(f"ip -n {router} link set to-{letter} master br0 up")
             run(f"ip -n {name} link set up0 up")
             run(f"ip -n {name} address add {underlay}/24 dev up0")
+            run(f"ip -n {name} address add fd00:1::1{number}/64 dev up0 nodad")
             run(f"ip -n {name} address add {SLICE}/32 dev lo")
+            run(f"ip -n {name} address add {SLICE6}/128 dev lo nodad")
             run(f"ip -n {name} route add default via 10.0.1.1 advmss 1460")
+            run(f"ip -n {name} -6 route add default via fd00:1::1 advmss 1440")
             with netns.enter(name):
                 Path("/proc/sys/net/ipv4/conf/lo/forwarding").write_text("1")
         run(f"ip -n {router} link add to-world type veth peer name w0 netns {names['world']}")
         run(f"ip -n {router} link set to-world up")
         run(f"ip -n {router} address add 203.0.113.254/24 dev to-world")
+        run(f"ip -n {router} address add 2001:db8:f::fe/64 dev to-world nodad")
         run(f"ip -n {names['world']} link set w0 up")
         run(f"ip -n {names['world']} address add {WORLD}/24 dev w0")
+        run(f"ip -n {names['world']} address add {WORLD6}/64 dev w0 nodad")
         run(f"ip -n {names['world']} route add default via 203.0.113.254")
+        run(f"ip -n {names['world']} -6 route add default via 2001:db8:f::fe")
         run(f"ip -n {router} route add {SLICE}/32 via 10.0.1.11")
+        run(f"ip -n {router} -6 route add {SLICE6}/128 via fd00:1::11")
         with netns.enter(router):
             Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+            Path("/proc/sys/net/ipv6/conf/all/forwarding").write_text("1")
         yield names
 
 
@@ -132,14 +145,18 @@ def steering(names: dict[str, str], owners: dict[str, str], *, xdp: bool = False
         yield nodes
 
 
-def download(names: dict[str, str], owner: str, blocks: int, timeout_s: float = 30) -> tuple[str, str]:
-    """The owner connects from SLICE:PORT to the world, which sends so many MiB. Digests: sent, received."""
+def download(
+    names: dict[str, str], owner: str, blocks: int, timeout_s: float = 30, *, ends: tuple[str, str] = (SLICE, WORLD)
+) -> tuple[str, str]:
+    """The owner connects from port PORT of the slice to the world, which sends so many MiB. Digests: sent, received."""
     sent, received = hashlib.sha256(), hashlib.sha256()
+    local, remote = ends
+    family = socket.AF_INET6 if ":" in local else socket.AF_INET
     with contextlib.ExitStack() as undo:
         with netns.enter(names["world"]):
-            listener = undo.enter_context(socket.create_server((WORLD, 443)))
+            listener = undo.enter_context(socket.create_server((remote, 443), family=family))
         with netns.enter(names[owner]):
-            client = undo.enter_context(socket.socket())
+            client = undo.enter_context(socket.socket(family))
         listener.settimeout(timeout_s)
         client.settimeout(timeout_s)
 
@@ -153,8 +170,8 @@ def download(names: dict[str, str], owner: str, blocks: int, timeout_s: float = 
 
         server = threading.Thread(target=serve, daemon=True)
         server.start()
-        client.bind((SLICE, PORT))
-        client.connect((WORLD, 443))
+        client.bind((local, PORT))
+        client.connect((remote, 443))
         while data := client.recv(1 << 18):
             received.update(data)
         server.join(timeout_s)
@@ -170,10 +187,14 @@ def bad_checksums(namespace: str) -> int:
     return int(dict(zip(names, values, strict=True))["InCsumErrors"])
 
 
-def test_tc_carries_a_transfer_and_keeps_its_offloads(fleet: dict[str, str]) -> None:
+both_families = pytest.mark.parametrize("ends", [(SLICE, WORLD), (SLICE6, WORLD6)], ids=["4", "6"])
+
+
+@both_families
+def test_tc_carries_a_transfer_and_keeps_its_offloads(fleet: dict[str, str], ends: tuple[str, str]) -> None:
     blocks = 64
     with steering(fleet, dict.fromkeys(NODES, "b")) as nodes:
-        sent, received = download(fleet, "b", blocks)
+        sent, received = download(fleet, "b", blocks, ends=ends)
         assert sent == received
         (drops_a, a), (drops_b, b) = nodes["a"].stats(), nodes["b"].stats()
         assert (drops_a, drops_b) == ({}, {})
@@ -183,15 +204,18 @@ def test_tc_carries_a_transfer_and_keeps_its_offloads(fleet: dict[str, str]) -> 
         assert bad_checksums(fleet["b"]) == 0
 
 
-def test_a_second_node_that_is_not_the_owner_carries_on(fleet: dict[str, str]) -> None:
+@both_families
+def test_a_second_node_that_is_not_the_owner_carries_on(fleet: dict[str, str], ends: tuple[str, str]) -> None:
     """a believes b, b knows better: c. The second tunnel is entered by packets that came out of the first."""
     with steering(fleet, {"a": "b", "b": "c", "c": "c"}) as nodes:
-        sent, received = download(fleet, "c", 8)
+        sent, received = download(fleet, "c", 8, ends=ends)
         assert sent == received
         stats = {letter: node.stats() for letter, node in nodes.items()}
         assert [drops for drops, _ in stats.values()] == [{}, {}, {}]
         b = stats["b"][1]
         assert b[Counter.CARRIED_IN] == b[Counter.CARRIED_OUT] == stats["c"][1][Counter.CARRIED_IN] > 0
+        # Whole segments, the second time too.
+        assert 8 * len(BLOCK) / b[Counter.CARRIED_OUT] > 8 * 1460
         assert bad_checksums(fleet["c"]) == 0
 
 
