@@ -13,7 +13,7 @@ setup: ## install what is missing: Debian packages (as root), .venv, the BPF obj
 	@tools/setup.sh
 
 .PHONY: demo
-demo: setup ## two servers share one address, before your eyes (root, about a minute)
+demo: setup ## four servers, two sites, one prefix, before your eyes (root, about a minute)
 	@.venv/bin/softunicast lab demo
 
 .PHONY: test

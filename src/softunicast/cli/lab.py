@@ -157,8 +157,9 @@ def capture(prefix: str, node: str, device: str | None, path: Path | None) -> No
 @click.option("--prefix", default="demo", show_default=True, help="Of the lab that is made for it.")
 @click.option("--keep", is_flag=True, help="Leave the lab up afterwards.")
 def demo(prefix: str, keep: bool) -> None:
-    """Two servers, one address: download, resolve and ping from everywhere at once, and count at the
-    router.
+    """Four servers, two sites: who owns what, everybody at once, how every answer travelled; then a site is cut off.
+
+    Exit status 1 when something was not as told.
     """
     from softunicast.lab.demo import demonstrate
 
