@@ -37,6 +37,8 @@ AFTER_S: Final = 2.0
 FLAPS: Final = 5
 FLAP_S: Final = 1.0
 CONVERGE_S: Final = 30.0
+ANSWER_S: Final = 10
+NO_ANSWER_S: Final = 1
 TRANSFER_BYTES: Final = 300_000
 TRANSFER_S: Final = 10
 
@@ -143,14 +145,29 @@ def fail_node(lab: Lab, say: Callable[[str], None]) -> Result:
 
 
 def fail_site(lab: Lab, say: Callable[[str], None]) -> Result:
-    """cdg is cut off from internet and backbone, and comes back."""
+    """cdg is cut off from internet and backbone, and comes back. Each site has a client ask the web server."""
     with happening(lab, "fail-site", facts.SITES["lhr"], say) as scene:
         scene.step("cdg is cut off: internet and backbone", lambda: cut_site(lab, up=False))
         scene.converge("the internet sends to r1", lambda: _internet_sends_to(lab, "r1"))
+        _asks(scene, "c1", answered=True)
+        _asks(scene, "c3", answered=False)
         scene.rest(DOWN_S)
         scene.step("cdg is back", lambda: cut_site(lab, up=True))
         scene.converge("the internet sends to r2 again", lambda: _internet_sends_to(lab, "r2"))
+        _asks(scene, "c1", answered=True)
+        _asks(scene, "c3", answered=True)
     return scene.result
+
+
+def _asks(scene: Happening, client: str, *, answered: bool) -> None:
+    """A client asks the web server whom it sees. A problem unless it is answered, or not, as it should be."""
+    patience_s = ANSWER_S if answered else NO_ANSWER_S
+    done = scene.lab.node(client).run(["curl", "-sS", "-m", str(patience_s), f"http://{facts.WEB[0]}/"])
+    told = done.stdout.strip() if done.returncode == 0 else ""
+    scene.step(f"{client} asks the web server: {told or 'no answer'}")
+    if bool(told) != answered:
+        wanted = "no answer" if answered else "an answer"
+        scene.result.problems.append(f"{client} had {wanted} from the web server: {told or done.stderr.strip()}")
 
 
 def cut_site(lab: Lab, *, up: bool) -> None:
