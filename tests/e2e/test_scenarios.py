@@ -66,6 +66,11 @@ def test_a_small_line(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(fact.startswith("through the small ones") for fact in result.facts) == 8
 
 
+def test_a_node_is_drained(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run(lab, "drain", monkeypatch)
+    assert all(cost.silence_s < 1 and cost.refused == 0 for cost in result.costs.values()), result.costs
+
+
 def test_bird_and_the_agent_die(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run(lab, "bird", monkeypatch)
     # BIRD's death is told by its socket, the agent's is not told at all: not one answer is late.

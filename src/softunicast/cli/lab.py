@@ -171,7 +171,7 @@ def demo(prefix: str, keep: bool) -> None:
 @click.argument("name", metavar="NAME")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 def scenario(prefix: str, name: str, as_json: bool) -> None:
-    """Break something and print what it cost: fail-node, fail-site, backbone, mtu, bird or flap.
+    """Break something and print what it cost: fail-node, fail-site, backbone, mtu, drain, bird or flap.
 
     Exit status 1 when a connection broke whose owner lived.
     """

@@ -3,7 +3,7 @@
 
     inet   AS 65000   sends a default route, and the feed when there is one; takes the fleet's prefixes
     r1 r2  AS 65001   one AS, iBGP over the backbone; r1 prepends towards the internet, so that the best path is r2's
-    nodes  AS 65101.. announce the fleet's prefixes to their site's router
+    nodes  AS 65101.. announce the fleet's prefixes to their site's router, as their agents say (docs/bgp.md)
 
 A router prefers what its own nodes announce (eBGP before iBGP, RFC 4271 section 9.1.2.2) and spreads over all of
 them (`merge paths`); without any, it hands on to the other site over the backbone. One session carries both
@@ -18,6 +18,8 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final
 
+from softunicast.announce.bird_conf import Announcement, Stage, render
+
 from . import topology as facts
 
 INTERNET_AS: Final = 65000
@@ -29,11 +31,6 @@ TIMERS: Final = (
     "bfd on; connect delay time 1; connect retry time 2; error wait time 1, 4; hold time 30; keepalive time 10;"
 )
 FIRST_OF_FEED: Final = int(IPv4Address("16.0.0.0"))
-
-
-def control(folder: Path, name: str) -> Path:
-    """The socket of a speaker's birdc."""
-    return folder / f"bird-{name}.ctl"
 
 
 def config_path(folder: Path, name: str) -> Path:
@@ -58,7 +55,7 @@ def config(folder: Path, name: str) -> str:
     elif name in facts.ROUTERS.values():
         body = _router(name)
     else:
-        body = _node(name)
+        body = _node(folder, name)
     return "".join(f"{line}\n" for line in (*_head(name), *body))
 
 
@@ -139,12 +136,18 @@ def _router(name: str) -> Iterator[str]:
         )
 
 
-def _node(name: str) -> Iterator[str]:
+def _node(folder: Path, name: str) -> Iterator[str]:
     rack = 1 if facts.site_of(name) == "lhr" else 2
-    for version in (4, 6):
-        yield f"protocol static fleet{version} {{ {_family(version)}; route {_fleet(version)} blackhole; }}"
-    channels = " ".join(f"{_family(v)} {{ import none; export where source = RTS_STATIC; }};" for v in (4, 6))
+    # As docs/bgp.md has it: a pattern, so that BIRD starts before the agent has written the file.
+    yield f'include "{facts.bird_include(folder, name)}*";'
+    yield 'filter fleet { if proto ~ "softunicast?" then { bgp_med = bgp_med; accept; } reject; }'
+    channels = " ".join(f"{_family(v)} {{ import none; export filter fleet; }};" for v in (4, 6))
     yield (
         f"protocol bgp uplink {{ local {facts.underlay(name)} as {NODE_AS[name]}; "
         f"neighbor 10.0.{rack}.1 as {FLEET_AS}; {TIMERS} {channels} }}"
     )
+
+
+def announced_without_agent(name: str) -> str:
+    """What stands in a node's include file in a lab without agents: what a fit node's agent writes."""
+    return render(Announcement(name, (facts.FLEET, facts.FLEET6), Stage.ANNOUNCED))

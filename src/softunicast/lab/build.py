@@ -25,7 +25,7 @@ from . import topology as facts
 from .drawing import End, Link, Topology, is_bridge
 
 NETNS_FOLDER: Final = Path("/run/netns")
-RUN_FOLDER: Final = Path("/run/softunicast-lab")
+RUN_FOLDER: Final = facts.RUN_FOLDER
 TOOLS: Final = ("ip", "nsenter", "ethtool", "tcpdump", "dnsmasq", "bird", "birdc")
 
 

@@ -112,8 +112,8 @@ def _program(command: Sequence[str]) -> list[str]:
 
 
 class Lab:
-    """One lab. `agents=False` leaves the nodes bare until start_agents(). `feed`: routes that the internet's BIRD has
-    besides a default route.
+    """One lab. `agents=False` leaves the nodes bare until start_agents(); their BIRDs announce as if they were fit.
+    `feed`: routes that the internet's BIRD has besides a default route.
     """
 
     def __init__(self, prefix: str = "su", *, agents: bool = True, feed: int = 0) -> None:
@@ -193,13 +193,16 @@ class Lab:
 
     def _start_routing(self) -> None:
         bird.feed_path(self.folder).write_text(bird.feed_text(self._feed), encoding="ascii")
+        for node in () if self._agents_wanted else facts.NODES:
+            text = bird.announced_without_agent(self.node(node).plan_name)
+            facts.bird_include(self.folder, node).write_text(text, encoding="ascii")
         for name in bird.SPEAKERS:
             bird.config_path(self.folder, name).write_text(bird.config(self.folder, name), encoding="utf-8")
             self.start_bird(name)
 
     def start_bird(self, name: str) -> subprocess.Popen[Any]:
         """Start a speaker's BIRD; what it says goes to bird-NAME.log."""
-        files = ["-c", str(bird.config_path(self.folder, name)), "-s", str(bird.control(self.folder, name))]
+        files = ["-c", str(bird.config_path(self.folder, name)), "-s", str(facts.bird_control(self.folder, name))]
         command = ["bird", "-f", *files, "-P", str(self.folder / f"bird-{name}.pid")]
         with (self.folder / f"bird-{name}.log").open("ab") as output:
             return self.node(name).popen(
@@ -209,7 +212,7 @@ class Lab:
     def birdc(self, name: str, *words: str) -> str:
         """What a speaker's BIRD answers; KernelError when it does not."""
         done = self.node(name).run(["birdc", "-r" if words[0] == "show" else "-v", "-s",
-                                    str(bird.control(self.folder, name)), *words])  # fmt: skip
+                                    str(facts.bird_control(self.folder, name)), *words])  # fmt: skip
         if done.returncode:
             raise KernelError(f"lab: birdc {' '.join(words)} at {name}: {(done.stdout + done.stderr).strip()}")
         return done.stdout

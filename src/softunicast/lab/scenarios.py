@@ -5,6 +5,7 @@
     fail-site   cdg, which all answers come to, is cut off: its line to the internet and the backbone; then it is back
     backbone    the line between the sites is cut while answers for lhr come to cdg; then it is mended
     mtu         the internet's lines take 1,400 bytes all at once; transfers both ways before and after
+    drain       cdg1 is drained: `softunicast announce drain`, withdrawn a little later, then undrained
     bird        BIRD at cdg1 is killed with -9 and started again; then so is the agent there
     flap        cdg's line to the internet goes down and up, five times
 
@@ -24,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from softunicast.errors import UsageError
+from softunicast.errors import KernelError, UsageError
 
 from . import build
 from . import topology as facts
@@ -256,6 +257,33 @@ def _transfers(scene: Happening, when: str, *targets: str) -> None:
     scene.step(f"transfers {when} are done")
 
 
+def drain(lab: Lab, say: Callable[[str], None]) -> Result:
+    """cdg1 is taken out of service as an operator does it, and put back: it goes on owning its slices all the while."""
+    with happening(lab, "drain", facts.NODES, say) as scene:
+        scene.step("cdg1 is drained", lambda: _announce(lab, "cdg1", "drain"))
+        scene.converge("r2 spreads over cdg2 alone", lambda: _spread(lab, "r2", 1))
+        scene.converge("cdg1's prefixes are withdrawn", lambda: _stage(lab, "cdg1") == "withdrawn")
+        scene.rest(AFTER_S)
+        scene.step("cdg1 is put back", lambda: _announce(lab, "cdg1", "undrain"))
+        scene.converge("r2 spreads over both", lambda: _spread(lab, "r2", 2))
+    lost = sum(cost.lost for cost in scene.result.costs.values())
+    if lost:
+        scene.result.problems.append(f"{lost} datagrams were lost")
+    return scene.result
+
+
+def _announce(lab: Lab, node: str, verb: str) -> None:
+    done = lab.node(node).softunicast("announce", verb, "--node", lab.node(node).plan_name)
+    if done.returncode:
+        raise KernelError(f"lab: announce {verb} at {node}: {done.stderr.strip()}")
+
+
+def _stage(lab: Lab, node: str) -> str:
+    """announced, draining or withdrawn."""
+    done = lab.node(node).softunicast("announce", "status", "--node", lab.node(node).plan_name, "--json")
+    return str(json.loads(done.stdout)["stage"])
+
+
 def bird_dies(lab: Lab, say: Callable[[str], None]) -> Result:
     """BIRD at cdg1 is killed: the routers stop sending there, the node goes on carrying and owning. Then its agent."""
     with happening(lab, "bird", facts.NODES, say) as scene:
@@ -309,6 +337,7 @@ SCENARIOS: Final[dict[str, Callable[[Lab, Callable[[str], None]], Result]]] = {
     "fail-site": fail_site,
     "backbone": backbone,
     "mtu": mtu,
+    "drain": drain,
     "bird": bird_dies,
     "flap": flap,
 }

@@ -12,6 +12,7 @@ off, so that captures at `inet0` see final checksums and packets of wire size.
 from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
 from typing import Final
 
 from .drawing import Topology, read_drawing
@@ -87,6 +88,8 @@ NAMES: Final = {
 ANY_NAME: Final = "any.example"  # every name below it is the first web server, so that each asker can have its own
 
 # Where captures at the routers' internet sides are taken, and where those that tell the nodes apart.
+RUN_FOLDER: Final = Path("/run/softunicast-lab")
+
 INTERNET_SIDES: Final = (("r1", "inet0"), ("r2", "inet0"))
 RACK_SIDES: Final = (("r1", "br0"), ("r2", "br0"))
 
@@ -235,6 +238,16 @@ settings:
 """
 
 
+def bird_control(folder: Path, speaker: str) -> Path:
+    """The socket of a speaker's birdc, in a lab whose files are in `folder`."""
+    return folder / f"bird-{speaker}.ctl"
+
+
+def bird_include(folder: Path, node: str) -> Path:
+    """The file by which a node's agent has its BIRD announce."""
+    return folder / f"announce-{node}.conf"
+
+
 def underlay(node: str) -> str:
     """A node's underlay address: that of its eth0 in the drawing."""
     return next(
@@ -248,10 +261,15 @@ def underlay(node: str) -> str:
 
 def _node_text(prefix: str, node: str) -> str:
     ramps = "".join(_onramp_text(client, POOL_OF_SITE[site_of(node)]) for client in CLIENTS[node])
+    folder = RUN_FOLDER / prefix
     return f"""\
       {plan_name(prefix, node)}:
         underlay: {underlay(node)}
         uplinks: [eth0]
+        bird:
+          control: {bird_control(folder, node)}
+          include: {bird_include(folder, node)}
+          drain: {{settle_s: 5}}
         onramps:
 {ramps}"""
 
