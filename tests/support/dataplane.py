@@ -85,7 +85,8 @@ POLICY: Final = Policy(flags=PolicyFlag.SET, pool=POOL, tenant=7)
 SETTINGS: Final = Settings(
     site=1,
     full_ns=1_000_000,
-    underlay=addr_bytes(ip_address(UNDERLAY)),
+    underlay4=addr_bytes(ip_address(UNDERLAY)),
+    underlay6=addr_bytes(ip_address(UNDERLAY)),
     node=ME,
     mark=MARK,
     mask=MARK,
