@@ -140,20 +140,21 @@ static __always_inline int su_xdp_uncover(struct xdp_md *ctx, struct su_pkt *p, 
  */
 static __noinline bool su_xdp_learn(struct xdp_md *ctx, struct su_way *way, const struct su_addr *to, __u32 len)
 {
-	struct su_addr four = settings.underlay4, six = settings.underlay6;
 	struct bpf_fib_lookup fib = {};
 	const struct su_uplink *uplink;
+	struct su_addr from;
 
+	su_underlay(!su_addr_is4(to), &from);
 	fib.l4_protocol = IPPROTO_UDP;
 	fib.tot_len = len;
 	fib.ifindex = SU_IFINDEX_LO;
 	if (su_addr_is4(to)) {
 		fib.family = SU_AF_INET;
-		fib.ipv4_src = four.w[3];
+		fib.ipv4_src = from.w[3];
 		fib.ipv4_dst = to->w[3];
 	} else {
 		fib.family = SU_AF_INET6;
-		__builtin_memcpy(fib.ipv6_src, &six, sizeof(six));
+		__builtin_memcpy(fib.ipv6_src, &from, sizeof(from));
 		__builtin_memcpy(fib.ipv6_dst, to, sizeof(*to));
 	}
 	if (bpf_fib_lookup(ctx, &fib, sizeof(fib), 0))

@@ -147,9 +147,20 @@ static __always_inline int su_steer_where(const struct su_pkt *p, struct su_owne
 /* This node's own underlay address, of either family? */
 static __always_inline bool su_is_underlay(const struct su_addr *a)
 {
-	struct su_addr four = settings.underlay4, six = settings.underlay6;
+	return (a->w[3] == settings.underlay4.w[3] && a->w[2] == settings.underlay4.w[2] &&
+		a->w[1] == settings.underlay4.w[1] && a->w[0] == settings.underlay4.w[0]) ||
+	       (a->w[3] == settings.underlay6.w[3] && a->w[2] == settings.underlay6.w[2] &&
+		a->w[1] == settings.underlay6.w[1] && a->w[0] == settings.underlay6.w[0]);
+}
 
-	return su_addr_equal(a, &four) || su_addr_equal(a, &six);
+/* This node's underlay address of a family; false: it has none. Word by word: settings are volatile. */
+static __always_inline bool su_underlay(bool six, struct su_addr *a)
+{
+	a->w[0] = six ? settings.underlay6.w[0] : settings.underlay4.w[0];
+	a->w[1] = six ? settings.underlay6.w[1] : settings.underlay4.w[1];
+	a->w[2] = six ? settings.underlay6.w[2] : settings.underlay4.w[2];
+	a->w[3] = six ? settings.underlay6.w[3] : settings.underlay4.w[3];
+	return su_addr_is4(a) != six;
 }
 
 /* Is it addressed to this node's end of the tunnel? */
@@ -329,17 +340,9 @@ static __always_inline int su_carry_check(struct su_pkt *p, __u32 node, __u32 se
 		return -SU_DROP_TTL;
 	if (!n || !(n->flags & SU_NODE_SET))
 		return -SU_DROP_NO_OWNER;
-	if (su_addr_is4(&n->underlay)) {
-		len = SU_OUTER4_LEN;
-		*from = settings.underlay4;
-		if (!su_addr_is4(from))
-			return -SU_DROP_ENCAP;
-	} else {
-		len = SU_OUTER6_LEN;
-		*from = settings.underlay6;
-		if (su_addr_is4(from))
-			return -SU_DROP_ENCAP;
-	}
+	if (!su_underlay(!su_addr_is4(&n->underlay), from))
+		return -SU_DROP_ENCAP;
+	len = su_addr_is4(&n->underlay) ? SU_OUTER4_LEN : SU_OUTER6_LEN;
 	if (ip_room && (!p->tot_len || p->tot_len > ip_room))
 		return -SU_DROP_MALFORMED;
 	if (seg_len + len > mtu) {
