@@ -3,10 +3,10 @@
 
 BPF_PROG_TEST_RUN with `repeat` does not restore the packet, so a packet that is rewritten is run once a call and the
 kernel's clock on programs (bpf_stats) is read before and after; the empty program is clocked in the same way. Between
-runs is a system call: caches are as warm as in a program that others use too. `repeat` (hot caches) is given
-where the packet is not changed, and for encapsulation at XDP, where a program in front takes the outer headers off again
-(bare_again); what that costs by itself is measured without ours and taken off. At tc nothing makes a packet what it was:
-the kernel goes on holding it for encapsulated.
+runs is a system call: caches are as warm as in a program that others use too. `repeat` (hot caches) is given where the
+packet is not changed, and for encapsulation at XDP, where a program in front takes the outer headers off again
+(bare_again); what that costs by itself is measured without ours and taken off. At tc nothing makes a packet what it
+was: the kernel goes on holding it for encapsulated.
 """
 
 from __future__ import annotations

@@ -226,8 +226,8 @@ def frame(packet: bytes, ether_type: int | None = None) -> bytes:
 
 
 def gue(inner: bytes, source: str = "10.0.1.12", **change: int) -> bytes:
-    """An encapsulated packet to this node, by the family of `source`; `change` also: version, proto, flags, check, length,
-    port."""
+    """An encapsulated packet to this node, by the family of `source`; `change` also: version, proto, flags, check,
+    length, port."""
     proto = change.pop("proto", 41 if inner[0] >> 4 == 6 else 4)
     head = struct.pack("!BBH", change.pop("version", 0), proto, change.pop("flags", 0))
     size = change.pop("length", 8 + 4 + len(inner))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random packets: both steering programs and the Python oracle decide alike, byte for byte.
 
-50,000 packets an entry, some 6 s each, on a node whose underlay has both families; a tenth of that on nodes with one. The seed is printed on failure; SOFTUNICAST_SEED and SOFTUNICAST_PACKETS choose
-others.
+50,000 packets an entry, some 6 s each, on a node whose underlay has both families; a tenth of that on nodes with one.
+The seed is printed on failure; SOFTUNICAST_SEED and SOFTUNICAST_PACKETS choose others.
 """
 
 from __future__ import annotations

@@ -189,7 +189,10 @@ def test_out_of_either_tunnel_and_on_in_either(steer: Entry, source: str) -> Non
     mine, outside = 2 << 10 | 5, "2001:db8:f::1"
     for inner, marked in (
         (ip4(REMOTE, STATIC, 6, tcp(443, 9001), tos=2), ip4(REMOTE, STATIC, 6, tcp(443, 9001), tos=3)),
-        (ip6(outside, "2001:db8::10", 6, tcp(443, mine), tos=2), ip6(outside, "2001:db8::10", 6, tcp(443, mine), tos=3)),
+        (
+            ip6(outside, "2001:db8::10", 6, tcp(443, mine), tos=2),
+            ip6(outside, "2001:db8::10", 6, tcp(443, mine), tos=3),
+        ),
     ):
         result = steer(frame(gue(inner, source=source, tos=3)))
         assert (result.verdict, result.data, result.counters) == (PASS, frame(marked), {Counter.CARRIED_IN: 1})

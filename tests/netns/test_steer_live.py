@@ -7,8 +7,8 @@
                               fd00:1::11                 |              fd00:1::13
                                                          b 10.0.1.12, fd00:1::12
 
-The router sends 198.51.100.20 and 2001:db8:100::20 to a. Ports 9010-9019 of it are b's (or c's, as a test says): a carries, the
-owner takes out. The owner's own packets go to the router directly.
+The router sends 198.51.100.20 and 2001:db8:100::20 to a. Their ports 9010-9019 are b's (or c's, as a test says): a
+carries, the owner takes out. The owner's own packets go to the router directly.
 """
 
 from __future__ import annotations
@@ -101,9 +101,6 @@ def fleet() -> Iterator[dict[str, str]]:
             with netns.enter(name):
                 Path("/proc/sys/net/ipv6/conf/default/accept_dad").write_text("0")
             run(f"ip -n {name} link set lo up")
-            with netns.enter(name):
-                for device in ("all", "default"):
-                    Path(f"/proc/sys/net/ipv6/conf/{device}/accept_dad").write_text("0")
         router = names["router"]
         run(f"ip -n {router} link add br0 type bridge")
         run(f"ip -n {router} link set br0 up mtu {MTU}")
@@ -155,15 +152,11 @@ def steering(
         yield nodes
 
 
-def download(
-    names: dict[str, str], owner: str, blocks: int, timeout_s: float = 30, *, own: int = 4
-) -> tuple[str, str]:
+def download(names: dict[str, str], owner: str, blocks: int, timeout_s: float = 30, *, own: int = 4) -> tuple[str, str]:
     """The owner connects from SLICE:PORT to the world (IP version `own`), which sends so many MiB. Digests: sent,
     received."""
     sent, received = hashlib.sha256(), hashlib.sha256()
-    family, local, world = (
-        (socket.AF_INET, SLICE, WORLD) if own == 4 else (socket.AF_INET6, SLICE6, WORLD6)
-    )
+    family, local, world = (socket.AF_INET, SLICE, WORLD) if own == 4 else (socket.AF_INET6, SLICE6, WORLD6)
     with contextlib.ExitStack() as undo:
         with netns.enter(names["world"]):
             listener = undo.enter_context(socket.create_server((world, 443), family=family))
@@ -267,9 +260,10 @@ def test_xdp_carries_a_transfer_with_tc_behind_it(fleet: dict[str, str], outer: 
     for letter in NODES:
         run(f"nsenter --net=/run/netns/{fleet['router']} ethtool -K to-{letter} tx off tso off gso off gro on")
         run(f"nsenter --net=/run/netns/{fleet[letter]} ethtool -K up0 tx off tso off gso off")
-    with contextlib.ExitStack() as undo, steering(
-        fleet, dict.fromkeys(NODES, "b"), reached=dict.fromkeys(NODES, outer), xdp=True
-    ) as nodes:
+    with (
+        contextlib.ExitStack() as undo,
+        steering(fleet, dict.fromkeys(NODES, "b"), reached=dict.fromkeys(NODES, outer), xdp=True) as nodes,
+    ):
         passing = undo.enter_context(
             BpfObject.load(object_path("steer"), settings=support.settings().pack(), map_sizes={"owners": 16})
         )

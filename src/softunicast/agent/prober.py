@@ -3,7 +3,8 @@
 nowhere else.
 
 Questions go from sockets on this node's underlay addresses to each other node's tunnel port, at the address by which it
-is carried to; the programs of that node answer (bpf/include/steer.h, su_tc_probe). So it is the data plane that is asked. When this agent dies the flags stay.
+is carried to; the programs of that node answer (bpf/include/steer.h, su_tc_probe). So it is the data plane that is
+asked. When this agent dies the flags stay.
 """
 
 from __future__ import annotations

@@ -73,8 +73,8 @@ class Probes:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A server. `underlays`: one address, or one of each family, the preferred one first. `uplinks` empty: the agent finds
-    them by route. `weight`: its share of its pools, relative.
+    """A server. `underlays`: one address, or one of each family, the preferred one first. `uplinks` empty: the agent
+    finds them by route. `weight`: its share of its pools, relative.
 
     `attach`: where steering begins, "auto", "xdp", "xdp-generic" or "tc", by device; "" stands for all others.
     """

@@ -242,9 +242,7 @@ class PlanReader:
         for underlay in underlays:
             for special, meaning in _SPECIAL:
                 if contains(special, underlay):
-                    self.document.fail(
-                        path, f"{underlay} is {meaning}", "use the address that other nodes reach it by"
-                    )
+                    self.document.fail(path, f"{underlay} is {meaning}", "use the address that other nodes reach it by")
             for prefix in self.prefixes:
                 if contains(prefix.network, underlay):
                     self.document.fail(

@@ -24,6 +24,8 @@ def _one_or_many(value: object) -> object:
 
 
 Texts = Annotated[list[str], BeforeValidator(_one_or_many)]
+
+
 def _in_list(value: object) -> object:
     return value if isinstance(value, list) else [value]
 

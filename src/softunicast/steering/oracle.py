@@ -340,8 +340,8 @@ def decapsulated_ecn(inner: int, outer: int) -> int | None:
 
 
 def flow_hash(packet: Packet) -> int:
-    """What all packets of a flow in one direction share, 32 bits: the lower 14 choose the outer source port, the upper 20
-    are the flow label."""
+    """What all packets of a flow in one direction share, 32 bits: the lower 14 choose the outer source port, the upper
+    20 are the flow label."""
 
     def fold(address: bytes) -> int:
         words: tuple[int, ...] = struct.unpack("!4I", address)

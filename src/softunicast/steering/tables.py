@@ -5,7 +5,7 @@
     owners      index -> su_owner       this site's alone: owners[base + (port >> shift)]
     sites       index -> su_site        every other site: where its nodes are listed
     site_nodes  index -> node index     those lists
-    nodes       index -> su_node        every node of the fleet, by an underlay address of a family that this one has too
+    nodes       index -> su_node        every node of the fleet, at an underlay address of a family that both have
     peers       su_addr -> index        underlay addresses of every other node: who may encapsulate to this one
 
 So a node's memory grows with the fleet's addresses and nodes, and with its own site's slices. Indices and bases come
