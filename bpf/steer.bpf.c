@@ -23,10 +23,11 @@ char _license[] SEC("license") = "Dual BSD/GPL";
 #define SU_IFINDEX_LO 1
 
 /*
- * How XDP reaches a node: what bpf_fib_lookup said, by the node's index. The kernel is asked again after SU_WAY_NS: a
- * lookup costs as much as all the rest, and a route or neighbour that changed is followed that much later. Each CPU has
- * its own, so that none is read while it is written.
+ * How XDP reaches a node: what bpf_fib_lookup said, by the node's index modulo SU_WAYS (`to` says whose it is). The kernel
+ * is asked again after SU_WAY_NS: a lookup costs as much as all the rest, and a route or neighbour that changed is followed
+ * that much later. Each CPU has its own, so that none is read while it is written.
  */
+#define SU_WAYS 1024
 #define SU_WAY_NS 10000000
 struct su_way {
 	__u64 learned_ns;	/* coarse monotonic clock */
@@ -39,7 +40,7 @@ struct su_way {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 4096);	/* as `nodes` */
+	__uint(max_entries, SU_WAYS);
 	__type(key, __u32);
 	__type(value, struct su_way);
 } ways SEC(".maps");
@@ -177,7 +178,8 @@ static __noinline bool su_xdp_learn(struct xdp_md *ctx, struct su_way *way, cons
 /* The same, remembered. */
 static __always_inline const struct su_way *su_xdp_way(struct xdp_md *ctx, __u32 node, const struct su_addr *to, __u32 len)
 {
-	struct su_way *way = bpf_map_lookup_elem(&ways, &node);
+	__u32 place = node % SU_WAYS;
+	struct su_way *way = bpf_map_lookup_elem(&ways, &place);
 
 	if (!way)
 		return NULL;
