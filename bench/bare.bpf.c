@@ -43,6 +43,64 @@ SEC("xdp") int bare_empty_xdp(struct xdp_md *ctx)
 	return XDP_PASS;
 }
 
+/*
+ * BPF_PROG_TEST_RUN with `repeat` runs a program on what the run before made of the packet. So that a program which puts
+ * OUTER bytes in front can be repeated, bare_again takes them off, writes the headers as they were and goes on into
+ * `measured`. What that costs by itself is had from the two programs below, which go on into the empty one: the
+ * first does not move the packet's head, the second moves it twice.
+ */
+#define OUTER 32
+#define HEADERS 34
+
+struct frame {
+	__u32 len;
+	__u8 headers[HEADERS];
+	__u8 pad[2];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct frame);
+} frame SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(__u32));
+} measured SEC(".maps");
+
+static __always_inline int again(struct xdp_md *ctx, int grow)
+{
+	__u32 zero = 0;
+	struct frame *f = bpf_map_lookup_elem(&frame, &zero);
+	void *data, *data_end;
+
+	if (!f || (grow && bpf_xdp_adjust_head(ctx, -OUTER)))
+		return XDP_ABORTED;
+	if ((__u32)(ctx->data_end - ctx->data) != f->len && bpf_xdp_adjust_head(ctx, OUTER))
+		return XDP_ABORTED;
+	data = (void *)(long)ctx->data;
+	data_end = (void *)(long)ctx->data_end;
+	if (data + HEADERS > data_end)
+		return XDP_ABORTED;
+	__builtin_memcpy(data, f->headers, HEADERS);
+	bpf_tail_call(ctx, &measured, zero);
+	return XDP_ABORTED;
+}
+
+SEC("xdp") int bare_again(struct xdp_md *ctx)
+{
+	return again(ctx, 0);
+}
+
+SEC("xdp") int bare_again_moved(struct xdp_md *ctx)
+{
+	return again(ctx, 1);
+}
+
 /* The kernel finds route and neighbour. */
 SEC("tc") int bare_neigh(struct __sk_buff *skb)
 {

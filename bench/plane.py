@@ -82,7 +82,7 @@ def packed(address: str | IPv4Address) -> bytes:
 
 
 def settings(underlay: str, cookie: int) -> bytes:
-    return replace(SETTINGS, underlay=packed(underlay), netns_cookie=cookie).pack()
+    return replace(SETTINGS, underlay4=packed(underlay), underlay6=packed(underlay), netns_cookie=cookie).pack()
 
 
 def fill(maps: Mapping[str, Map], underlay: str, uplink: int, near: str) -> None:

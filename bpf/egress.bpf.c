@@ -94,7 +94,7 @@ SEC("tc") int su_onramp_in(struct __sk_buff *skb)
 
 SEC("tc") int su_uplink_in(struct __sk_buff *skb)
 {
-	struct su_addr dst, underlay = settings.underlay;
+	struct su_addr dst;
 	struct su_work *w;
 	int err;
 
@@ -103,7 +103,7 @@ SEC("tc") int su_uplink_in(struct __sk_buff *skb)
 	/* A switch that does not know where a node is floods its frames to all: they are not ours to carry, the stack drops them. */
 	if (skb->pkt_type != 0 /* PACKET_HOST */)
 		return TC_ACT_UNSPEC;
-	if (!su_fleet(&dst) && !su_addr_equal(&dst, &underlay))
+	if (!su_fleet(&dst) && !su_is_underlay(&dst))
 		return TC_ACT_UNSPEC;
 	w = su_work_get(SU_ROOM_UPLINK);
 	if (!w)

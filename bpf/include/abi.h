@@ -225,7 +225,8 @@ struct su_site {
 };
 _Static_assert(sizeof(struct su_site) == 8, "su_site");
 
-/* Value of `nodes` (array). Key of `peers` (hash) is its underlay address, value its index. */
+/* Value of `nodes` (array): its underlay address of a family that this node has too. All of them are keys of `peers` (hash),
+ * value its index. */
 enum su_node_flag {
 	SU_NODE_SET = 1,	/* in use */
 	SU_NODE_DOWN = 2,	/* does not answer: another node of its site is asked */
@@ -316,7 +317,8 @@ _Static_assert(sizeof(struct su_control) == 24, "su_control");
 struct su_settings {
 	__u64 netns_cookie;	/* hooks are concerned with this namespace only */
 	__u64 full_ns;		/* how long "full" is remembered for a chunk */
-	struct su_addr underlay;	/* this node's */
+	struct su_addr underlay4;	/* this node's; the only one it has stands in both places */
+	struct su_addr underlay6;
 	__u32 node;		/* index in `nodes` */
 	__u32 mark;		/* our packets carry mark & mask == mark until they leave */
 	__u32 mask;
@@ -334,7 +336,7 @@ struct su_settings {
 	__u32 site;		/* this node's, index in `sites` */
 	__u32 pad2;
 };
-_Static_assert(sizeof(struct su_settings) == 88, "su_settings");
+_Static_assert(sizeof(struct su_settings) == 104, "su_settings");
 
 /*
  * GUE variant 0, draft-ietf-intarea-gue-09 section 3: 4 bytes, no optional fields, behind UDP.

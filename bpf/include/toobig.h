@@ -48,18 +48,16 @@ static __always_inline bool su_toobig_may(__u64 now_ns)
 	return true;
 }
 
-/* w->pkt came in by an uplink and is not to be carried, being too big. A tc action: the error on its way, or nothing. */
+/* w->pkt came in by an uplink and is not to be carried, being larger than w->pkt.mtu (0: nothing fits). A tc action: the error on its way, or nothing. */
 static __noinline int su_toobig(struct __sk_buff *skb, struct su_work *w)
 {
-	const struct su_uplink *uplink = su_uplink_for(skb->ifindex);
 	__u32 ifindex = skb->ifindex;
 	int err;
 
-	if (!uplink || uplink->mtu <= SU_OUTER_LEN || w->pkt.flags & SU_PKT_ERROR || w->pkt.frag_at)
+	if (!w->pkt.mtu || w->pkt.flags & SU_PKT_ERROR || w->pkt.frag_at)
 		return TC_ACT_SHOT;
 	if (!su_toobig_may(bpf_ktime_get_boot_ns()))
 		return TC_ACT_SHOT;
-	w->pkt.mtu = uplink->mtu - SU_OUTER_LEN;
 	if (w->pkt.flags & SU_PKT_IP6)
 		err = su_icmp_error(skb, &w->pkt, &w->pkt.dst, SU_ICMP6_TOO_BIG, 0);
 	else

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables and packets for the steering tests.
 
-node 1 (10.0.1.11): this one     2 (10.0.1.12), 3 (10.0.1.13): others     4: IPv6 underlay     5: not in use
+node 1 (10.0.1.11, fd00:1::11): this one     2 (10.0.1.12), 3 (10.0.1.13): others     4 (fd00:1::14)     5: not in use
 
 198.51.101.10, 2001:db8::20   site 2, whose nodes are 2 3 4, 5 (not in use), 7 (unfit)
 198.51.101.11   site 3: all down      198.51.101.12   site 7, which has no nodes
@@ -9,7 +9,7 @@ node 1 (10.0.1.11): this one     2 (10.0.1.12), 3 (10.0.1.13): others     4: IPv
 
 198.51.100.10   2,048 ports each: part 0 nobody's, then 1 2 3 1 2 3 4 5 9 ... (9: in no table)
 198.51.100.20   static: 9000-9009 node 1, 9010-9019 node 2, the rest nobody's
-2001:db8::10    1,024 ports each: part 0 nobody's, then alternately 1 and 2
+2001:db8::10    1,024 ports each: part 0 nobody's, then 2 1 4 2 1 4 ...
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ from softunicast.steering.oracle import Tables, checksum
 from tests.support.packets import extension, fragment6, header6, routing
 
 GUE_PORT: Final = 6080
+UNDERLAYS: Final = ("10.0.1.11", "fd00:1::11")
 MTU: Final = 1600
 MAP_SIZES: Final = {
     "flows": 16,
@@ -70,8 +71,10 @@ def u32(number: int) -> bytes:
     return struct.pack("=I", number)
 
 
-def settings() -> Settings:
-    return Settings(underlay=packed("10.0.1.11"), node=ME, gue_port=GUE_PORT, site=HOME)
+def settings(*underlays: str) -> Settings:
+    """Of node 1, with one underlay address or (by default) one of each family."""
+    four, six = (packed(text) for text in (underlays * 2)[:2] or UNDERLAYS)
+    return Settings(underlay4=four, underlay6=six, node=ME, gue_port=GUE_PORT, site=HOME)
 
 
 def map_contents(uplinks: tuple[Uplink, ...] = (Uplink(99, MTU),)) -> dict[str, dict[bytes, bytes]]:
@@ -81,7 +84,7 @@ def map_contents(uplinks: tuple[Uplink, ...] = (Uplink(99, MTU),)) -> dict[str, 
         owners[part] = node
     owners.update({32 + port: ME if port < 9010 else OTHER for port in range(9000, 9020)})
     v6 = 32 + 65536
-    owners.update({v6 + part: 1 + part % 2 for part in range(1, 64)})
+    owners.update({v6 + part: (OTHER, ME, IP6_NODE)[(part - 1) % 3] for part in range(1, 64)})
     total = v6 + 64
     return {
         "addresses": {
@@ -99,7 +102,7 @@ def map_contents(uplinks: tuple[Uplink, ...] = (Uplink(99, MTU),)) -> dict[str, 
             u32(ME): Node(packed("10.0.1.11"), 1).pack(),
             u32(OTHER): Node(packed("10.0.1.12"), 1).pack(),
             u32(THIRD): Node(packed("10.0.1.13"), 1).pack(),
-            u32(IP6_NODE): Node(packed("2001:db8:1::4"), 1).pack(),
+            u32(IP6_NODE): Node(packed("fd00:1::14"), 1).pack(),
             u32(UNUSED): Node(packed("10.0.1.15"), 0).pack(),
             u32(DOWN): Node(packed("10.0.1.16"), NodeFlag.SET | NodeFlag.DOWN).pack(),
             u32(UNFIT): Node(packed("10.0.1.13"), NodeFlag.SET | NodeFlag.UNFIT).pack(),
@@ -111,11 +114,15 @@ def map_contents(uplinks: tuple[Uplink, ...] = (Uplink(99, MTU),)) -> dict[str, 
                 [*(OTHER, THIRD, IP6_NODE, UNUSED, UNFIT), *(DOWN, DOWN, UNUSED), *(DOWN, UNFIT, UNUSED)]
             )
         },
-        "peers": {packed(f"10.0.1.{i}"): u32(i - 10) for i in (11, 12, 13)},
+        "peers": {
+            **{packed(f"10.0.1.{i}"): u32(i - 10) for i in (11, 12, 13)},
+            **{packed(f"fd00:1::{i}"): u32(i - 10) for i in (12, 14)},
+        },
         "prefixes": {
             prefix_key(list_number, ip_network(text)): u32(1)
             for list_number, text in (
                 (List.INTERNAL, "10.0.1.0/24"),
+                (List.INTERNAL, "fd00:1::/64"),
                 (List.INTERNAL, "198.51.100.0/24"),
                 (List.INTERNAL, "2001:db8::/48"),
                 (List.NEVER, "192.0.2.0/24"),
@@ -125,10 +132,10 @@ def map_contents(uplinks: tuple[Uplink, ...] = (Uplink(99, MTU),)) -> dict[str, 
     }
 
 
-def load(contents: dict[str, dict[bytes, bytes]]) -> BpfObject:
-    """steer.bpf.o with these tables."""
+def load(contents: dict[str, dict[bytes, bytes]], *underlays: str) -> BpfObject:
+    """steer.bpf.o with these tables, of a node with these underlay addresses."""
     sizes = {name: size for name, size in MAP_SIZES.items() if size}
-    loaded = BpfObject.load(object_path("steer"), settings=settings().pack(), map_sizes=sizes)
+    loaded = BpfObject.load(object_path("steer"), settings=settings(*underlays).pack(), map_sizes=sizes)
     for name, entries in contents.items():
         for key, value in entries.items():
             if name != "owners" or Owner.unpack(value).node != NONE:
@@ -150,11 +157,14 @@ def neighbourhood() -> Iterator[tuple[str, int]]:
             run("ip link set lo up")
             run("ip link add up0 mtu 2000 type veth peer name up1")
             run("ip address add 10.0.1.11/24 dev up0")
+            run("ip address add fd00:1::11/64 dev up0 nodad")
             run("ip link set up0 up")
             run("ip link set up1 up")
             for last in (12, 13):
                 run(f"ip neigh replace 10.0.1.{last} lladdr 02:00:00:00:00:{last} dev up0 nud permanent")
-            Path("/proc/sys/net/ipv4/conf/lo/forwarding").write_text("1")
+            run("ip neigh replace fd00:1::14 lladdr 02:00:00:00:00:14 dev up0 nud permanent")
+            for family in ("ipv4", "ipv6"):
+                Path(f"/proc/sys/net/{family}/conf/lo/forwarding").write_text("1")
             ifindex = if_nametoindex("up0")
         yield name, ifindex
     finally:
@@ -166,8 +176,8 @@ def run(command: str) -> None:
     subprocess.run(shlex.split(command), check=True, capture_output=True, timeout=20)
 
 
-def tables(contents: dict[str, dict[bytes, bytes]]) -> Tables:
-    return Tables.from_maps(settings(), contents)
+def tables(contents: dict[str, dict[bytes, bytes]], *underlays: str) -> Tables:
+    return Tables.from_maps(settings(*underlays), contents)
 
 
 def ip4(source: str, target: str, proto: int, payload: bytes, **change: int) -> bytes:
@@ -216,12 +226,17 @@ def frame(packet: bytes, ether_type: int | None = None) -> bytes:
 
 
 def gue(inner: bytes, source: str = "10.0.1.12", **change: int) -> bytes:
-    """An encapsulated packet to this node; `change` also: version, proto, flags, check, length, port."""
+    """An encapsulated packet to this node, by the family of `source`; `change` also: version, proto, flags, check,
+    length, port."""
     proto = change.pop("proto", 41 if inner[0] >> 4 == 6 else 4)
     head = struct.pack("!BBH", change.pop("version", 0), proto, change.pop("flags", 0))
     size = change.pop("length", 8 + 4 + len(inner))
     ports = struct.pack("!HHHH", 50000, change.pop("port", GUE_PORT), size, change.pop("check", 0))
-    return ip4(source, "10.0.1.11", 17, ports + head + inner, **change)
+    if ":" not in source:
+        return ip4(source, "10.0.1.11", 17, ports + head + inner, **change)
+    options = change.pop("options", 0)
+    outer = ip6(source, "fd00:1::11", 17, ports + head + inner, **change)
+    return header6(outer, (60, extension(60, 0)[1])) if options else outer
 
 
 @dataclass
@@ -300,17 +315,23 @@ class Generator:
         change: dict[str, int] = {"tos": r.randrange(256), "flags": r.choice([0, 0, 0, 2])}
         odd: dict[str, int] = {"version": 1, "check": 7, "flags": 4, "length": 30, "port": 6081, "options": 1}
         odd.update({"proto": 47, "total": 40, "frag": 0x2000})
+        six = r.random() < 0.4
+        if six:
+            del odd["frag"]
         if r.random() < 0.12:
             name = r.choice(sorted(odd))
             change[name] = odd[name]
-        source = r.choice(["10.0.1.12", "10.0.1.13"] * 8 + ["10.0.1.99"])
-        return gue(inner, source, **change)
+        if six:
+            return gue(inner, r.choice(["fd00:1::12", "fd00:1::14"] * 8 + ["fd00:1::99"]), **change)
+        return gue(inner, r.choice(["10.0.1.12", "10.0.1.13"] * 8 + ["10.0.1.99"]), **change)
 
     def probe(self) -> bytes:
         r = self.random
         body = struct.pack("!BBHI", 0x20, r.choice([1, 1, 1, 2, 3]), r.choice([0, 1]), r.randrange(1 << 32))
         body = body[: r.choice([8, 8, 8, 8, 7])]
         head = struct.pack("!HHHH", 40000, GUE_PORT, 8 + len(body), r.choice([0, r.randrange(1, 65536)]))
+        if r.random() < 0.4:
+            return ip6(r.choice(["fd00:1::14"] * 4 + ["fd00:1::99"]), "fd00:1::11", 17, head + body)
         return ip4(r.choice(["10.0.1.12"] * 4 + ["10.0.1.99"]), "10.0.1.11", 17, head + body)
 
     def frame(self) -> bytes:

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from softunicast.kernel.abi import NONE, Claim, Counter, Drop, Flow, Kind, State
+from softunicast.kernel.abi import NONE, Claim, Counter, Drop, Flow, Kind, Node, State, Uplink
 from softunicast.kernel.abi_util import Word, word_state
 from softunicast.wire.craft import carried, echo, icmp_error, tcp, udp
 from softunicast.wire.packet import parse
 from tests.bpf.egress_bench import OK, REDIRECT, SHOT, UNSPEC, Bench, bench
-from tests.support.dataplane import CLIENT, GATEWAY, MARK, SERVER, SLICE, UNDERLAY, VETH_ONRAMP, packed, u32
+from tests.support.dataplane import CLIENT, GATEWAY, MARK, OTHER, SERVER, SLICE, UNDERLAY, VETH_ONRAMP, packed, u32
 from tests.support.packets import ACK, RST, SYN, frame, gre, header4
 
 PEER = "192.0.2.12"
@@ -90,6 +90,22 @@ def put_claim(
         0,
     )
     b.plane.put("flows", key.pack(), claim.pack())
+
+
+@pytest.mark.parametrize(("underlay", "outer"), [(PEER, 32), ("fd00:1::12", 52)])
+def test_what_does_not_fit_the_tunnel_is_told_what_would(b: Bench, underlay: str, outer: int) -> None:
+    b.plane.put("nodes", u32(OTHER), Node(packed(underlay), 1).pack())
+    mtu = Uplink.unpack(b.plane.object.maps["uplinks"].lookup(u32(0)) or b"").mtu
+    fits = udp(SERVER, 53, SLICE, 9012, bytes(mtu - outer - 28))
+    ran = b.back(fits)
+    assert (ran.verdict, len(ran.data)) == (REDIRECT, 14 + outer + len(fits))
+    assert b.plane.count(Counter.CARRIED_OUT) == 1
+    ran = b.back(udp(SERVER, 53, SLICE, 9012, bytes(mtu - outer - 27)))
+    assert ran.verdict == REDIRECT
+    seen = ran.packet
+    assert (str(seen.source), str(seen.destination), seen.icmp_type, seen.icmp_code) == (SLICE, SERVER, 3, 4)
+    assert int.from_bytes(ran.data[14 + 20 + 6 : 14 + 20 + 8], "big") == mtu - outer
+    assert b.plane.drops() == {Drop.TOO_BIG: 1}
 
 
 @pytest.mark.parametrize("proto", ["tcp", "udp", "echo"])

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
+from socket import if_nametoindex
 
 import pytest
 
@@ -16,6 +18,7 @@ from softunicast.kernel.bpf import BpfObject
 from softunicast.steering.oracle import checksum
 from tests.bpf import steer_support as support
 from tests.bpf.steer_support import frame, gue, icmp, ip4, ip6, tcp, udp
+from tests.support.wait import wait_until
 
 PASS, CARRY, DROP = "pass", "carry", "drop"
 VERDICTS = {
@@ -23,6 +26,7 @@ VERDICTS = {
     "su_steer": {2: PASS, 3: CARRY, 4: CARRY, 1: DROP},
 }
 REMOTE = "203.0.113.1"
+PEER6 = "fd00:1::14"  # node 4, which has no other; 198.51.100.10:14336-16383 and 2001:db8::10:3072-4095 are its
 STATIC = "198.51.100.20"  # 9000-9009 this node's, 9010-9019 of 10.0.1.12
 
 
@@ -64,6 +68,15 @@ def loaded() -> Iterator[tuple[BpfObject, str]]:
         uplinks = (Uplink(ifindex, support.MTU, UplinkFlag.XMIT),)
         with support.load(support.map_contents(uplinks)) as found:
             yield found, namespace
+
+
+@pytest.fixture(autouse=True)
+def one_cpu() -> Iterator[None]:
+    """What XDP remembers it remembers by CPU."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    yield
+    os.sched_setaffinity(0, before)
 
 
 @pytest.fixture(params=["su_steer_tc", "su_steer"])
@@ -137,6 +150,79 @@ def test_ipv6_inside_ipv4(steer: Entry) -> None:
     result = steer(frame(ip6("2001:db8:ffff::1", "2001:db8::10", 6, tcp(443, others), ttl=9)))
     assert (result.verdict, result.data[12:14], result.data[43]) == (CARRY, b"\x08\x00", 41)
     assert result.data[46:] == ip6("2001:db8:ffff::1", "2001:db8::10", 6, tcp(443, others), ttl=8)
+
+
+def check_outer6(data: bytes, inner: bytes, proto: int, tos: int, final: int = 0) -> None:
+    """The 52 bytes from this node to node 4, and `inner` behind them."""
+    assert data[12:14] == b"\x86\xdd"
+    first, payload, next_header, hops = struct.unpack_from("!IHBB", data, 14)
+    assert (first >> 28, first >> 20 & 0xFF, next_header, hops) == (6, tos, 17, 64)
+    assert first & 0xFFFFF, "a flow label"
+    assert data[22:54] == ip_address("fd00:1::11").packed + ip_address(PEER6).packed
+    source, target, size, check = struct.unpack_from("!HHHH", data, 54)
+    assert source >= 49152
+    assert (target, size, check) == (6080, len(inner) + 12, 0)
+    assert payload == size
+    assert data[62:] == bytes([0, proto, 0, final]) + inner
+
+
+def test_an_answer_for_a_node_with_an_ipv6_underlay(steer: Entry) -> None:
+    sent, wanted = (ip4(REMOTE, "198.51.100.10", 6, tcp(443, 14336, b"hi"), ttl=ttl, tos=0xBA) for ttl in (57, 56))
+    result = steer(frame(sent))
+    assert (result.verdict, result.counters, result.drops) == (CARRY, {Counter.CARRIED_OUT: 1}, {})
+    check_outer6(result.data, wanted, 4, 0xBA)
+    sent, wanted = (ip6("2001:db8:f::1", "2001:db8::10", 17, udp(53, 3072), ttl=ttl, tos=1) for ttl in (9, 8))
+    check_outer6(steer(frame(sent)).data, wanted, 41, 1)
+
+
+def test_the_flow_label_follows_the_flow(steer: Entry) -> None:
+    def label(remote_port: int) -> int:
+        data = steer(frame(ip4(REMOTE, "198.51.100.10", 6, tcp(remote_port, 14336)))).data
+        return int.from_bytes(data[14:18], "big") & 0xFFFFF
+
+    assert label(443) == label(443)
+    assert len({label(1000 + i) for i in range(64)}) > 60
+
+
+@pytest.mark.parametrize("source", ["10.0.1.12", PEER6])
+def test_out_of_either_tunnel_and_on_in_either(steer: Entry, source: str) -> None:
+    mine, outside = 2 << 10 | 5, "2001:db8:f::1"
+    for inner, marked in (
+        (ip4(REMOTE, STATIC, 6, tcp(443, 9001), tos=2), ip4(REMOTE, STATIC, 6, tcp(443, 9001), tos=3)),
+        (
+            ip6(outside, "2001:db8::10", 6, tcp(443, mine), tos=2),
+            ip6(outside, "2001:db8::10", 6, tcp(443, mine), tos=3),
+        ),
+    ):
+        result = steer(frame(gue(inner, source=source, tos=3)))
+        assert (result.verdict, result.data, result.counters) == (PASS, frame(marked), {Counter.CARRIED_IN: 1})
+    both = {Counter.CARRIED_IN: 1, Counter.CARRIED_OUT: 1}
+    sent, wanted = (ip4(REMOTE, "198.51.100.10", 6, tcp(443, 14336), ttl=ttl) for ttl in (57, 56))
+    result = steer(frame(gue(sent, source=source)))
+    assert (result.verdict, result.counters) == (CARRY, both)
+    check_outer6(result.data, wanted, 4, 0, final=2)
+    sent, wanted = (ip6(outside, "2001:db8::10", 6, tcp(443, 1024), ttl=ttl) for ttl in (57, 56))
+    result = steer(frame(gue(sent, source=source)))
+    assert (result.verdict, result.data[12:14], result.counters) == (CARRY, b"\x08\x00", both)
+    assert result.data[26:34] == ip_address("10.0.1.11").packed + ip_address("10.0.1.12").packed
+    assert result.data[42:] == bytes([0, 41, 0, 2]) + wanted
+
+
+@pytest.mark.parametrize("name", VERDICTS)
+def test_a_node_without_an_address_of_that_family_cannot_carry(loaded: tuple[BpfObject, str], name: str) -> None:
+    to4, to6 = (ip4(REMOTE, "198.51.100.10", 6, tcp(443, part * 2048)) for part in (2, 7))
+    uplinks = (Uplink(uplink_of(loaded[1]), support.MTU, UplinkFlag.XMIT),)
+    for own, carried, refused in (("10.0.1.11", to4, to6), ("fd00:1::11", to6, to4)):
+        with netns.enter(loaded[1]), support.load(support.map_contents(uplinks), own) as alone:
+            steer = Entry(alone, name, loaded[1])
+            assert steer(frame(carried)).verdict == CARRY
+            result = steer(frame(refused))
+            assert (result.verdict, result.drops) == (DROP, {Drop.ENCAP: 1})
+
+
+def uplink_of(namespace: str) -> int:
+    with netns.enter(namespace):
+        return if_nametoindex("up0")
 
 
 def test_what_is_not_mine_is_carried_on_once_and_final(steer: Entry) -> None:
@@ -226,7 +312,20 @@ DROPS = {
     "error without a quote": (ip4(REMOTE, STATIC, 1, icmp(11, 0, b"")), Drop.ERROR_UNKNOWN),
     "malformed": (ip4(REMOTE, STATIC, 6, tcp(443, 9012, doff=4)), Drop.MALFORMED),
     "length": (ip4(REMOTE, STATIC, 6, tcp(443, 9012), total=400), Drop.MALFORMED),
-    "IPv6 underlay": (ip4(REMOTE, "198.51.100.10", 6, tcp(443, 7 * 2048)), Drop.ENCAP),
+    "stranger, IPv6": (gue(OK, source="fd00:1::99"), Drop.STRANGER),
+    "version, IPv6": (gue(OK, source=PEER6, version=0x40), Drop.GUE_MALFORMED),
+    "unknown flag, IPv6": (gue(OK, source=PEER6, flags=4), Drop.GUE_MALFORMED),
+    "checksum, IPv6": (gue(OK, source=PEER6, check=0x1234), Drop.GUE_MALFORMED),
+    "datagram length, IPv6": (gue(OK, source=PEER6, length=len(OK)), Drop.GUE_MALFORMED),
+    "longer than the frame, IPv6": (gue(OK, source=PEER6, total=1000, length=1000), Drop.GUE_MALFORMED),
+    "no length, IPv6": (gue(OK, source=PEER6, total=0, length=0), Drop.GUE_MALFORMED),
+    "outer extension header": (gue(OK, source=PEER6, options=1), Drop.GUE_MALFORMED),
+    "inner cut, IPv6": (gue(OK[:30], source=PEER6), Drop.MALFORMED),
+    "GUE in GUE, IPv6": (gue(gue(OK, source=PEER6), source=PEER6), Drop.INNER_NOT_SLICE),
+    "inner from the underlay, IPv6": (
+        gue(ip6("fd00:1::50", "2001:db8::10", 6, tcp(443, 2 << 10)), source=PEER6),
+        Drop.INNER_INTERNAL,
+    ),
     "a node not in use": (ip4(REMOTE, "198.51.100.10", 6, tcp(443, 8 * 2048)), Drop.NO_OWNER),
     "a node not in the table": (ip4(REMOTE, "198.51.100.10", 6, tcp(443, 9 * 2048)), Drop.NO_OWNER),
 }
@@ -246,28 +345,51 @@ def test_drops_are_counted_by_name(steer: Entry, case: str) -> None:
 
 
 def test_the_largest_packet_that_fits_the_tunnel(steer: Entry) -> None:
-    def sized(length: int) -> bytes:
-        return frame(ip4(REMOTE, STATIC, 6, tcp(443, 9012, bytes(length - 40))))
+    def sized(length: int, target: str, port: int) -> bytes:
+        return frame(ip4(REMOTE, target, 6, tcp(443, port, bytes(length - 40))))
 
-    assert steer(sized(support.MTU - 32)).verdict == CARRY
-    result = steer(sized(support.MTU - 31))
-    # XDP gives it to tc behind, as it came, which tells the sender.
+    # XDP gives what is larger to tc behind, as it came, which tells the sender.
     wanted = (PASS, {}) if steer.name == "su_steer" else (DROP, {Drop.TOO_BIG: 1})
-    assert (result.verdict, result.drops) == wanted
+    for target, port, outer in ((STATIC, 9012, 32), ("198.51.100.10", 14336, 52)):
+        assert steer(sized(support.MTU - outer, target, port)).verdict == CARRY
+        result = steer(sized(support.MTU - outer + 1, target, port))
+        assert (result.verdict, result.drops) == wanted
 
 
-def test_xdp_leaves_to_tc_what_has_no_neighbour_yet(loaded: tuple[BpfObject, str]) -> None:
-    """The packet goes up as it came, plain or encapsulated: su_uplink_in behind decides the same and asks."""
+@pytest.mark.parametrize(
+    ("neighbour", "lladdr", "target", "port"),
+    [("10.0.1.12", "02:00:00:00:00:12", STATIC, 9012), (PEER6, "02:00:00:00:00:14", "198.51.100.10", 14336)],
+)
+def test_xdp_leaves_to_tc_what_has_no_neighbour_yet(
+    loaded: tuple[BpfObject, str], neighbour: str, lladdr: str, target: str, port: int
+) -> None:
+    """The packet goes up as it came, plain or encapsulated: su_uplink_in behind decides the same and asks. What XDP was
+    told before the neighbour went it believes for 10 ms."""
     steer = Entry(loaded[0], "su_steer", loaded[1])
-    plain = frame(ip4(REMOTE, STATIC, 6, tcp(443, 9012)))
-    inside = frame(gue(ip4(REMOTE, STATIC, 6, tcp(443, 9012))))
+    plain = frame(ip4(REMOTE, target, 6, tcp(443, port)))
+    inside = frame(gue(ip4(REMOTE, target, 6, tcp(443, port))))
     with netns.enter(loaded[1]):
-        support.run("ip neigh del 10.0.1.12 dev up0")
+        support.run(f"ip neigh del {neighbour} dev up0")
     try:
+        wait_until(lambda: steer(plain).verdict == PASS, 5, "XDP to ask for the neighbour again")
         for packet in (plain, inside):
             result = steer(packet)
             assert (result.verdict, result.data, result.counters, result.drops) == (PASS, packet, {}, {})
     finally:
         with netns.enter(loaded[1]):
-            support.run("ip neigh replace 10.0.1.12 lladdr 02:00:00:00:00:12 dev up0 nud permanent")
+            support.run(f"ip neigh replace {neighbour} lladdr {lladdr} dev up0 nud permanent")
     assert steer(plain).verdict == CARRY
+
+
+def test_xdp_follows_a_neighbour_that_changed_within_10_ms(loaded: tuple[BpfObject, str]) -> None:
+    steer = Entry(loaded[0], "su_steer", loaded[1])
+    plain = frame(ip4(REMOTE, STATIC, 6, tcp(443, 9012)))
+    assert steer(plain).data[:6] == bytes.fromhex("020000000012")
+    with netns.enter(loaded[1]):
+        support.run("ip neigh replace 10.0.1.12 lladdr 02:00:00:00:77:12 dev up0 nud permanent")
+    try:
+        wait_until(lambda: steer(plain).data[:6] == bytes.fromhex("020000007712"), 5, "XDP to send to the new address")
+    finally:
+        with netns.enter(loaded[1]):
+            support.run("ip neigh replace 10.0.1.12 lladdr 02:00:00:00:00:12 dev up0 nud permanent")
+        wait_until(lambda: steer(plain).data[:6] == bytes.fromhex("020000000012"), 5, "XDP to send to the old one")

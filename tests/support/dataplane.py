@@ -57,6 +57,7 @@ MARK: Final = 0x00100000
 UNDERLAY: Final = "192.0.2.11"
 SLICE: Final = "198.51.100.20"
 SERVER: Final = "203.0.113.1"
+UNDERLAY6: Final = "fd00:1::11"
 CLIENT: Final = "10.8.0.2"
 GATEWAY: Final = "10.8.0.1"
 TUN_CLIENT: Final = "10.8.1.2"
@@ -85,7 +86,8 @@ POLICY: Final = Policy(flags=PolicyFlag.SET, pool=POOL, tenant=7)
 SETTINGS: Final = Settings(
     site=1,
     full_ns=1_000_000,
-    underlay=addr_bytes(ip_address(UNDERLAY)),
+    underlay4=addr_bytes(ip_address(UNDERLAY)),
+    underlay6=addr_bytes(ip_address(UNDERLAY6)),
     node=ME,
     mark=MARK,
     mask=MARK,

@@ -174,7 +174,8 @@ class SockNode:
             icmp_s=60,
             gue_port=6080,
             answer_ping=1,
-            underlay=addr_bytes(IPv4Address("10.9.0.2")),
+            underlay4=addr_bytes(IPv4Address("10.9.0.2")),
+            underlay6=addr_bytes(IPv4Address("10.9.0.2")),
         )
         sizes = {"flows": 1 << 11, "origin": 1 << 11, "slots": 1 << 12}
         pins = nodes.pin_dir(self.name) if pinned else None

@@ -24,7 +24,7 @@ FACTS = Facts(
 
 def node(attach: str | dict[str, str] = "auto", *uplinks: str) -> Node:
     by_device = {"": attach} if isinstance(attach, str) else attach
-    return Node("n", "s", parse_address("10.0.0.1"), uplinks or ("eth0",), attach=by_device)
+    return Node("n", "s", (parse_address("10.0.0.1"),), uplinks or ("eth0",), attach=by_device)
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,13 @@ def test_an_underlay_on_another_device_takes_in_carried_answers() -> None:
     assert {link.program for link in links.values() if link.device == "under0"} == {"su_uplink_in", "su_guard_other"}
 
 
+def test_a_second_underlay_on_another_device_too() -> None:
+    devices = {**DEVICES, "under6": Device("under6", 9, 1600, 1, ("fd00:1::11",))}
+    text = TEXT.replace("underlay: 10.0.1.11", 'underlay: [10.0.1.11, "fd00:1::11"]')
+    links = make(text, facts=replace(FACTS, devices=devices)).resources.links
+    assert {link.program for link in links.values() if link.device == "under6"} == {"su_uplink_in", "su_guard_other"}
+
+
 def test_routes_only_by_uplinks_and_unreachable_last() -> None:
     routes = make().resources.routes
     assert routes == {

@@ -14,7 +14,7 @@ from softunicast.agent.findings import Subject, find
 from softunicast.agent.resources import Notrack
 from softunicast.kernel.routing import DefaultRoute, Device, NextHop
 
-SUBJECT = Subject(("up0",), {"fish": "fish0"}, "10.0.1.11", ("198.51.100.10", "2001:db8::1"), ((9000, 9009),))
+SUBJECT = Subject(("up0",), {"fish": "fish0"}, ("10.0.1.11",), ("198.51.100.10", "2001:db8::1"), ((9000, 9009),))
 FACTS = Facts(
     1,
     {
@@ -127,6 +127,18 @@ def test_an_uplink_that_is_the_underlay_carries_what_the_internet_sends(mtu: int
     devices = {**FACTS.devices, "up0": Device("up0", 2, mtu, 1, ("10.0.1.11",))}
     del devices["under0"]
     assert names(replace(FACTS, devices=devices)) == (["underlay-mtu"] if found else [])
+
+
+@pytest.mark.parametrize(
+    ("underlays", "mtu", "found"),
+    [(("fd00:1::11",), 1551, True), (("fd00:1::11",), 1552, False), (("10.0.1.11", "fd00:1::11"), 1551, True)],
+)
+def test_an_ipv6_underlay_wants_52_bytes(underlays: tuple[str, ...], mtu: int, found: bool) -> None:
+    devices = {**FACTS.devices, "up0": Device("up0", 2, mtu, 1, ("10.0.1.11", "fd00:1::11"))}
+    del devices["under0"]
+    told = find(replace(SUBJECT, underlays=underlays), replace(FACTS, devices=devices))
+    assert [finding.name for finding in told] == (["underlay-mtu"] if found else [])
+    assert not found or "need 1552" in str(told[0])
 
 
 def test_every_finding_is_one_line() -> None:

@@ -15,7 +15,7 @@ from softunicast.kernel.routing import Device
 
 UP = Device("eth0", 2, 1600, addresses=("10.0.1.11",))
 SECOND = Device("eth1", 3, 1600)
-FIT = Seen(True, ("eth0", "eth1"), (UP, SECOND), "10.0.1.11")
+FIT = Seen(True, ("eth0", "eth1"), (UP, SECOND), ("10.0.1.11",))
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,7 @@ FIT = Seen(True, ("eth0", "eth1"), (UP, SECOND), "10.0.1.11")
         ({"devices": (UP, replace(SECOND, up=False))}, []),
         ({"devices": (replace(UP, up=False), replace(SECOND, up=False))}, ["no uplink is up (eth0, eth1)"]),
         ({"devices": (SECOND,)}, ["underlay address 10.0.1.11 is on no device"]),
+        ({"underlays": ("10.0.1.11", "fd00:1::11")}, ["underlay address fd00:1::11 is on no device"]),
         ({"uplinks": ()}, ["no uplink"]),
         ({"ready": False}, ["the data plane is not ready"]),
         ({"detached": ("su_guard at eth0",)}, ["su_guard at eth0 is not attached"]),

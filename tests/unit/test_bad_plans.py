@@ -349,6 +349,29 @@ PLANS: tuple[tuple[str, Change, str], ...] = (
         "15: sites.cdg.nodes.cdg1.underlay: 10.0.1.11 is lhr1's ; give each node its own",
     ),
     (
+        "two underlays of one family",
+        (("underlay: 10.0.1.12", "underlay: [10.0.1.12, 10.0.1.13]"),),
+        "12: sites.lhr.nodes.lhr2.underlay: 10.0.1.12 and 10.0.1.13 are of one family ; name one address, "
+        "or one IPv4 and one IPv6",
+    ),
+    (
+        "no underlay",
+        (("underlay: 10.0.1.12", "underlay: []"),),
+        "12: sites.lhr.nodes.lhr2.underlay: no address ; name the address that other nodes reach it by",
+    ),
+    (
+        "no underlay family in common",
+        (("underlay: 10.0.1.12", 'underlay: "fd00:1::12"'),),
+        "12: sites.lhr.nodes.lhr2.underlay: fd00:1::12 is IPv6, lhr1's 10.0.1.11 is IPv4: neither can carry to the "
+        "other ; give lhr2 an IPv4 address too: `underlay: [fd00:1::12, ...]`",
+    ),
+    (
+        "most have no underlay family in common with one",
+        (("underlay: 10.0.1.12", 'underlay: "fd00:1::12"'), ("underlay: 10.0.2.11", 'underlay: "fd00:2::11"')),
+        "8: sites.lhr.nodes.lhr1.underlay: 10.0.1.11 is IPv4, lhr2's fd00:1::12 is IPv6: neither can carry to the "
+        "other ; give lhr1 an IPv6 address too: `underlay: [10.0.1.11, ...]`",
+    ),
+    (
         "node in two sites",
         (("cdg1:", "lhr1:"),),
         "15: sites.cdg.nodes.lhr1: site lhr has a node of this name ; rename one of them",

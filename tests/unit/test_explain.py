@@ -96,9 +96,14 @@ def test_another_nodes_port_is_carried() -> None:
     assert any("10.0.1.12" in step.text for step in found.steps)
 
 
-@pytest.mark.parametrize(("port", "drop"), [(9011, Drop.NO_OWNER), (9012, Drop.ENCAP)])
-def test_a_node_that_cannot_be_reached(port: int, drop: Drop) -> None:
-    assert ask(port=port).drop is drop
+def test_a_node_that_is_not_in_use() -> None:
+    assert ask(port=9011).drop is Drop.NO_OWNER
+
+
+def test_a_node_with_an_ipv6_underlay() -> None:
+    found = ask(port=9012)
+    assert found.action is Action.CARRY
+    assert any("2001:db8:1::1" in step.text for step in found.steps)
 
 
 def test_without_a_claim_it_is_dropped() -> None:

@@ -153,7 +153,8 @@ def test_settings() -> None:
     node = FULL.node("lhr1")
     found = abi.Settings.unpack(egress.settings_bytes(FULL, node, 4711, 2, 2))
     assert found == abi.Settings(
-        netns_cookie=4711, full_ns=5_000_000, underlay=addr_bytes(node.underlay), node=2, mark=0x20000000,
+        netns_cookie=4711, full_ns=5_000_000, underlay4=addr_bytes(node.underlay),
+        underlay6=addr_bytes(node.underlay), node=2, mark=0x20000000,
         mask=0x20000000, slots=262144, tcp_transitory_s=240, tcp_established_s=7440, tcp_linger_s=120,
         sock_linger_s=60, sock_reuse_s=1, udp_s=300, icmp_s=60, gue_port=6080, answer_ping=1, site=2,
     )  # fmt: skip
@@ -202,6 +203,46 @@ def test_nodes_and_peers() -> None:
         addr_bytes(ip_address("10.0.2.11")): u32(1),
         addr_bytes(ip_address("10.0.1.12")): u32(3),
     }
+
+
+SIX = """\
+prefixes: [{prefix: 198.51.100.0/24}]
+sites:
+  lhr:
+    nodes:
+      old: {underlay: 10.0.1.11}
+      both: {underlay: ["fd00:1::12", 10.0.1.12]}
+      also: {underlay: [10.0.1.13, "fd00:1::13"]}
+pools: {gb: {site: lhr, addresses: 198.51.100.10}}
+"""
+
+
+def reached(me: str, text: str = SIX) -> dict[str, str]:
+    """By name: the address that stands in the map `nodes` of `me`."""
+    plan = load_plan(text, "plan.yaml")
+    tables = steering.build_tables(plan, allocate(plan), me)
+    found = {u32(index): name for name, index in plan.node_indices().items()}
+    return {found[key]: str(addr_ip(abi.Node.unpack(value).underlay)) for key, value in tables["nodes"].items()}
+
+
+def test_a_node_is_reached_by_its_first_address_of_a_family_that_both_have() -> None:
+    assert reached("old") == {"old": "10.0.1.11", "both": "10.0.1.12", "also": "10.0.1.13"}
+    assert reached("both") == {"old": "10.0.1.11", "both": "fd00:1::12", "also": "10.0.1.13"}
+    six = SIX.replace("10.0.1.11", '"fd00:1::11"')
+    assert reached("old", six) == {"old": "fd00:1::11", "both": "fd00:1::12", "also": "fd00:1::13"}
+
+
+def test_all_addresses_of_a_node_may_carry_here_and_none_is_sliced() -> None:
+    plan = load_plan(SIX, "plan.yaml")
+    bindings = allocate(plan)
+    peers = steering.build_tables(plan, bindings, "also")["peers"]
+    assert {str(addr_ip(key)) for key in peers} == {"10.0.1.11", "fd00:1::12", "10.0.1.12"}
+    names = egress.table_names(plan, bindings, "also")
+    for number in (abi.List.NEVER, abi.List.INTERNAL):
+        assert {ip_network("fd00:1::12/128"), ip_network("10.0.1.12/32")} <= set(names.lists[number])
+    for name, four, six in (("old", "10.0.1.11", "10.0.1.11"), ("both", "10.0.1.12", "fd00:1::12")):
+        found = abi.Settings.unpack(egress.settings_bytes(plan, plan.node(name), 1, 1, 1))
+        assert (str(addr_ip(found.underlay4)), str(addr_ip(found.underlay6))) == (four, six)
 
 
 def test_tables_are_the_same_every_time() -> None:

@@ -141,7 +141,7 @@ class Announcer:
             self._machine.read_control().ready != 0,
             uplinks,
             tuple(devices.values()),
-            str(node.underlay),
+            tuple(map(str, node.underlays)),
             detached,
         )
 

@@ -229,7 +229,7 @@ def without_zeros(name: str, table: Mapping[bytes, bytes]) -> dict[bytes, bytes]
 def node_here(plan: Plan, name: str, facts: Facts) -> Node:
     """The node, with its uplinks filled in when the plan leaves them to the agent.
 
-    They are the devices of the default routes, else the one that has the underlay address. UsageError when
+    They are the devices of the default routes, else those that have the underlay addresses. UsageError when
     the plan has no such node.
     """
     node = plan.node(name)
@@ -237,9 +237,9 @@ def node_here(plan: Plan, name: str, facts: Facts) -> Node:
         return node
     onramp_devices = {onramp.device for onramp in node.onramps.values()}
     found = [hop.device for default in facts.defaults for hop in default.hops if hop.device not in onramp_devices]
-    carrier = facts.device_of(str(node.underlay))
-    if not found and carrier is not None and carrier.name != "lo":
-        found = [carrier.name]
+    if not found:
+        carriers = (facts.device_of(str(underlay)) for underlay in node.underlays)
+        found = [carrier.name for carrier in carriers if carrier is not None and carrier.name != "lo"]
     return replace(node, uplinks=tuple(dict.fromkeys(found)))
 
 
@@ -274,7 +274,7 @@ def subject(plan: Plan, bindings: Bindings, node_name: str, facts: Facts) -> Sub
     return Subject(
         uplinks=tuple(node.uplinks),
         onramps={name: onramp.device for name, onramp in node.onramps.items()},
-        underlay=str(node.underlay),
+        underlays=tuple(map(str, node.underlays)),
         addresses=held_addresses(bindings, node_name),
         ports=tuple((part.first, part.last) for part in held),
     )
@@ -296,7 +296,7 @@ def _cgroup_links() -> Iterator[Attachment]:
 
 def _device_links(node: Node, facts: Facts, chosen: Mapping[str, Choice]) -> Iterator[Attachment]:
     onramp_devices = {onramp.device for onramp in node.onramps.values()}
-    underlay = facts.device_of(str(node.underlay))
+    carriers = [facts.device_of(str(underlay)) for underlay in node.underlays]
     for name, device in sorted(facts.devices.items()):
 
         def link(role: str, program: str, hook: Hook, name: str = name, ifindex: int = device.ifindex) -> Attachment:
@@ -312,7 +312,7 @@ def _device_links(node: Node, facts: Facts, chosen: Mapping[str, Choice]) -> Ite
             yield link("uplink_in", "su_uplink_in", Hook.INGRESS)
             yield link("guard", "su_guard", Hook.EGRESS)
         else:
-            if device == underlay:
+            if device in carriers:
                 yield link("uplink_in", "su_uplink_in", Hook.INGRESS)
             yield link("guard_other", "su_guard_other", Hook.EGRESS)
 

@@ -49,7 +49,7 @@ class Subject:
 
     uplinks: tuple[str, ...]
     onramps: Mapping[str, str]
-    underlay: str
+    underlays: tuple[str, ...]
     addresses: tuple[str, ...]
     ports: tuple[tuple[int, int], ...]
 
@@ -70,14 +70,19 @@ def _devices(subject: Subject, facts: Facts) -> Iterator[Finding]:
     for name, device in subject.onramps.items():
         if device not in facts.devices:
             yield Finding("onramp-missing", f"on-ramp {name}: no device {device}; it is attached when it appears")
-    carrier = facts.device_of(subject.underlay)
+    for underlay in subject.underlays:
+        yield from _underlay(subject, facts, underlay)
+
+
+def _underlay(subject: Subject, facts: Facts, underlay: str) -> Iterator[Finding]:
+    carrier = facts.device_of(underlay)
     if carrier is None:
         yield Finding(
             "underlay-missing",
-            f"underlay address {subject.underlay} is on no device; other nodes cannot carry answers here until it is",
+            f"underlay address {underlay} is on no device; other nodes cannot carry answers here until it is",
         )
         return
-    overhead = GUE_OVERHEAD_V6_BYTES if ":" in subject.underlay else GUE_OVERHEAD_V4_BYTES
+    overhead = GUE_OVERHEAD_V6_BYTES if ":" in underlay else GUE_OVERHEAD_V4_BYTES
     for uplink in subject.uplinks:
         device_ = facts.devices.get(uplink)
         if device_ is None:

@@ -2,9 +2,9 @@
 """Is this node fit to steer, so that its prefixes may lead to it? Pure: from what was seen to reasons against it.
 
 A node is fit when an answer that comes to it finds its way: its tables are complete, its programs sit on every uplink,
-at least one uplink is up, and its underlay address is on a device, so that it can carry and be carried to. Other nodes
-that are down are no reason: this one still takes its own answers, and who is cut off from whom nobody can tell alone.
-Nor is a reconciliation that failed: what was there before goes on, and a bad plan given to a whole fleet would
+at least one uplink is up, and its underlay addresses are on a device, so that it can carry and be carried to. Other
+nodes that are down are no reason: this one still takes its own answers, and who is cut off from whom nobody can tell
+alone. Nor is a reconciliation that failed: what was there before goes on, and a bad plan given to a whole fleet would
 withdraw it everywhere at once.
 """
 
@@ -23,7 +23,7 @@ class Seen:
     ready: bool
     uplinks: tuple[str, ...]
     devices: Collection[Device]
-    underlay: str
+    underlays: tuple[str, ...]
     detached: tuple[str, ...] = ()
 
 
@@ -42,5 +42,6 @@ def _reasons(seen: Seen) -> Iterator[str]:
         yield f"no uplink is up ({', '.join(seen.uplinks)})"
     for name in seen.detached:
         yield f"{name} is not attached"
-    if not any(seen.underlay in device.addresses for device in seen.devices):
-        yield f"underlay address {seen.underlay} is on no device"
+    for underlay in seen.underlays:
+        if not any(underlay in device.addresses for device in seen.devices):
+            yield f"underlay address {underlay} is on no device"

@@ -2,13 +2,15 @@
 """Asks the other nodes whether they live, and writes what it learns into the map `nodes` (flags DOWN and UNFIT),
 nowhere else.
 
-Questions go from a socket on this node's underlay address to each other node's tunnel port; the programs of that node
-answer (bpf/include/steer.h, su_tc_probe). So it is the data plane that is asked. When this agent dies the flags stay.
+Questions go from sockets on this node's underlay addresses to each other node's tunnel port, at the address by which it
+is carried to; the programs of that node answer (bpf/include/steer.h, su_tc_probe). So it is the data plane that is
+asked. When this agent dies the flags stay.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import selectors
 import socket
@@ -39,24 +41,24 @@ class Prober:
     ) -> None:
         self._machine, self._log, self._selector, self._clock = machine, log, selector, clock
         self._liveness = Liveness(1.0, 3)
-        self._socket: socket.socket | None = None
-        self._bound = ""
+        self._sockets: dict[str, socket.socket] = {}  # by the address they are bound to
+        self._bound: tuple[str, ...] = ()
         self._port = 0
         self._lives: dict[tuple[str, int], Life] = {}  # as they are in the map, by name and index
         self._complaint = ""
         self._written_s = 0.0
 
     def close(self) -> None:
-        if self._socket is not None:
-            self._selector.unregister(self._socket)
-            self._socket.close()
-            self._socket = None
+        for made in self._sockets.values():
+            self._selector.unregister(made)
+            made.close()
+        self._sockets.clear()
 
     def follow(self, plan: Plan, indices: Mapping[str, int]) -> None:
         """The nodes of this plan, at these indices of the map `nodes`."""
         me = plan.node(self._machine.node)
         peers = (
-            Peer(node.name, node.site, str(node.underlay), indices[node.name])
+            Peer(node.name, node.site, str(node.reached_at(me) or node.underlay), indices[node.name])
             for node in plan.nodes.values()
             if node.name != me.name
         )
@@ -65,9 +67,10 @@ class Prober:
         there = [(peer.name, peer.index) for peer in self._liveness.peers.values()]
         self._lives = {key: self._lives.get(key, Life.UNKNOWN) for key in there}
         self._port = plan.settings.gue_port
-        if self._bound != str(me.underlay):
+        bound = tuple(map(str, me.underlays))
+        if self._bound != bound:
             self.close()
-            self._bound = str(me.underlay)
+            self._bound = bound
 
     def tick(self) -> float:
         """Read replies, ask when it is time; when to come again."""
@@ -79,39 +82,50 @@ class Prober:
             question = probe.Probe(probe.ASK, 0, peer.sequence).pack()
             # No route, no buffer: as if it had been lost on the way.
             with contextlib.suppress(OSError):
-                self._socket_or_none().sendto(question, (peer.address, self._port))
+                self._towards(peer.address).sendto(question, (peer.address, self._port))
         self._tell(now_s)
         return self._liveness.due_s()
 
-    def _socket_or_none(self) -> socket.socket:
-        assert self._socket is not None
-        return self._socket
+    def _towards(self, address: str) -> socket.socket:
+        """The socket of that address's family; OSError: it could not be opened."""
+        for bound, made in self._sockets.items():
+            if (":" in bound) == (":" in address):
+                return made
+        raise OSError(errno.EADDRNOTAVAIL, "no underlay address of that family")
 
     def _open(self) -> bool:
-        if self._socket is not None:
-            return True
-        family = socket.AF_INET6 if ":" in self._bound else socket.AF_INET
+        """Open what is not open yet. False: nothing is."""
+        missing = [bound for bound in self._bound if bound not in self._sockets]
+        complaints = [complaint for bound in missing if (complaint := self._open_at(bound))]
+        self._complain("; ".join(complaints))
+        return bool(self._sockets)
+
+    def _open_at(self, bound: str) -> str:
+        """What went wrong, for people."""
+        family = socket.AF_INET6 if ":" in bound else socket.AF_INET
         made = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
-            made.bind((self._bound, 0))
+            made.bind((bound, 0))
         except OSError as error:
             made.close()
-            self._complain(f"cannot ask other nodes from {self._bound}: {error.strerror}; is the address on a device?")
-            return False
-        self._complaint = ""
-        self._socket = made
+            return f"cannot ask other nodes from {bound}: {error.strerror}; is the address on a device?"
+        self._sockets[bound] = made
         self._selector.register(made, selectors.EVENT_READ, lambda _: False)
-        return True
+        return ""
 
     def _complain(self, text: str) -> None:
-        if text != self._complaint:
-            self._complaint = text
+        if text and text != self._complaint:
             self._log.warning("probes", text=text)
+        self._complaint = text
 
     def _read(self) -> None:
+        for made in self._sockets.values():
+            self._read_from(made)
+
+    def _read_from(self, made: socket.socket) -> None:
         for _ in range(MOST_READ):
             try:
-                payload, address = self._socket_or_none().recvfrom(64)
+                payload, address = made.recvfrom(64)
             except BlockingIOError:
                 return
             except OSError:  # an ICMP error about an earlier question

@@ -56,7 +56,6 @@ from softunicast.kernel.abi_util import addr_bytes, addr_ip
 IPAddress = IPv4Address | IPv6Address
 
 ICMP_PROTOCOLS = (1, 58)
-MAPPED_PREFIX = addr_bytes(IPv4Address(0))[:12]
 
 
 class Lookup(Protocol):
@@ -272,8 +271,6 @@ def _carried(story: _Story, tables: Tables, index: int, name: str, why: str, *, 
     if not node.flags & NodeFlag.SET:
         return story.drop(Drop.NO_OWNER, f"{name} is in no table of nodes")
     underlay = addr_ip(node.underlay)
-    if not node.underlay.startswith(MAPPED_PREFIX):
-        return story.drop(Drop.ENCAP, f"{name}'s underlay address {underlay} is IPv6, and the tunnel IPv4")
     kind = "final: that node delivers it or drops it" if final else "one hop less to live, and it must fit the uplink"
     story.say("carry", f"{why}: in GUE to {name} at {underlay} (nodes[{index}]); {kind}")
     return story.end(Action.CARRY, f"carried to {name}", to=name)

@@ -146,7 +146,8 @@ def settings_bytes(plan: Plan, node: Node, netns_cookie: int, index: int, site: 
     return abi.Settings(
         netns_cookie=netns_cookie,
         full_ns=wanted.full_ms * 1_000_000,
-        underlay=addr_bytes(node.underlay),
+        underlay4=addr_bytes(node.underlay_of(4) or node.underlay),
+        underlay6=addr_bytes(node.underlay_of(6) or node.underlay),
         node=index,
         mark=wanted.mark,
         mask=wanted.mark_mask,
@@ -219,8 +220,9 @@ def _policy(plan: Plan, names: TableNames, onramp: Onramp) -> abi.Policy:
 
 def _underlays(plan: Plan) -> list[IPNetwork]:
     return [
-        IPv4Network(node.underlay) if node.underlay.version == 4 else IPv6Network(node.underlay)
+        IPv4Network(address) if address.version == 4 else IPv6Network(address)
         for node in plan.nodes.values()
+        for address in node.underlays
     ]
 
 

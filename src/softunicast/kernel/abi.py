@@ -879,12 +879,13 @@ class Control(Structure):
 class Settings(Structure):
     """struct su_settings."""
 
-    SIZE: ClassVar[int] = 88
-    _CODEC: ClassVar[struct.Struct] = struct.Struct("=QQ16sIIIIIIIIIIIHB1xII")
+    SIZE: ClassVar[int] = 104
+    _CODEC: ClassVar[struct.Struct] = struct.Struct("=QQ16s16sIIIIIIIIIIIHB1xII")
 
     netns_cookie: int = 0
     full_ns: int = 0
-    underlay: bytes = NO_ADDRESS
+    underlay4: bytes = NO_ADDRESS
+    underlay6: bytes = NO_ADDRESS
     node: int = 0
     mark: int = 0
     mask: int = 0
@@ -905,7 +906,8 @@ class Settings(Structure):
         self,
         netns_cookie: int = 0,
         full_ns: int = 0,
-        underlay: bytes = NO_ADDRESS,
+        underlay4: bytes = NO_ADDRESS,
+        underlay6: bytes = NO_ADDRESS,
         node: int = 0,
         mark: int = 0,
         mask: int = 0,
@@ -924,7 +926,8 @@ class Settings(Structure):
     ) -> None:
         put(self, "netns_cookie", netns_cookie)
         put(self, "full_ns", full_ns)
-        put(self, "underlay", underlay)
+        put(self, "underlay4", underlay4)
+        put(self, "underlay6", underlay6)
         put(self, "node", node)
         put(self, "mark", mark)
         put(self, "mask", mask)
@@ -945,7 +948,8 @@ class Settings(Structure):
         return self._CODEC.pack(
             self.netns_cookie,
             self.full_ns,
-            _address(self.underlay),
+            _address(self.underlay4),
+            _address(self.underlay6),
             self.node,
             self.mark,
             self.mask,
@@ -981,10 +985,11 @@ class Settings(Structure):
             v[11],
             v[12],
             v[13],
-            ntohs(v[14]),
-            v[15],
+            v[14],
+            ntohs(v[15]),
             v[16],
             v[17],
+            v[18],
         )
 
 

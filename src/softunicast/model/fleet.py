@@ -73,20 +73,35 @@ class Probes:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A server. `uplinks` empty: the agent finds them by route. `weight`: its share of its pools, relative.
+    """A server. `underlays`: one address, or one of each family, the preferred one first. `uplinks` empty: the agent
+    finds them by route. `weight`: its share of its pools, relative.
 
     `attach`: where steering begins, "auto", "xdp", "xdp-generic" or "tc", by device; "" stands for all others.
     """
 
     name: str
     site: str
-    underlay: IPAddress
+    underlays: tuple[IPAddress, ...]
     uplinks: tuple[str, ...] = ()
     onramps: Mapping[str, Onramp] = field(default_factory=dict)
     bypass: tuple[IPNetwork, ...] = ()
     weight: int = 1
     bird: BirdSpeaker | None = None
     attach: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def underlay(self) -> IPAddress:
+        """The preferred one of its underlay addresses."""
+        return self.underlays[0]
+
+    def underlay_of(self, version: int) -> IPAddress | None:
+        """Its underlay address of that family."""
+        return next((address for address in self.underlays if address.version == version), None)
+
+    def reached_at(self, other: Node) -> IPAddress | None:
+        """The underlay address by which `other` reaches it: the first of a family that both have. None: there is none,
+        and then no plan of the two is accepted."""
+        return next((address for address in self.underlays if other.underlay_of(address.version) is not None), None)
 
     def attach_of(self, device: str) -> str:
         """Where steering begins on an uplink, as the plan says."""

@@ -31,6 +31,7 @@ MAX_OWNERS: Final = 1 << 20
 """Entries of a site's steering table: 65536 >> shift for each address. As bpf/include/maps.h, like those below."""
 MAX_ADDRESSES: Final = 4096
 MAX_NODES: Final = 4095
+MAX_UNDERLAYS: Final = 4096
 MAX_POOLS: Final = 1024
 MAX_UPLINKS: Final = 8
 
@@ -177,33 +178,37 @@ class PlanReader:
                     )
                 homes[name] = site
                 node = self._node(path, site, name, node_shape)
-                if node.underlay in underlays:
-                    self.document.fail(
-                        (*path, "underlay"),
-                        f"{node.underlay} is {underlays[node.underlay]}'s",
-                        "give each node its own",
-                    )
-                underlays[node.underlay] = name
+                for address in node.underlays:
+                    if address in underlays:
+                        self.document.fail(
+                            (*path, "underlay"), f"{address} is {underlays[address]}'s", "give each node its own"
+                        )
+                    underlays[address] = name
                 nodes[name] = node
             sites[site] = Site(site, nodes)
+        if len(underlays) > MAX_UNDERLAYS:
+            self.document.fail(
+                ("sites",), f"{len(underlays)} underlay addresses", f"at most {MAX_UNDERLAYS} fit: one a node will do"
+            )
+        self._all_reach_each_other([node for site in sites.values() for node in site.nodes.values()])
         return sites
 
+    def _all_reach_each_other(self, nodes: Sequence[Node]) -> None:
+        """Any node may have to carry to any other."""
+        only = {version: [node for node in nodes if node.underlay_of(10 - version) is None] for version in (4, 6)}
+        if only[4] and only[6]:
+            # The smaller half is what is mended sooner; of two equal ones, what comes later in the file.
+            odd, others = (only[4], only[6]) if len(only[4]) < len(only[6]) else (only[6], only[4])
+            mine, theirs = odd[0], others[0]
+            self.document.fail(
+                ("sites", mine.site, "nodes", mine.name, "underlay"),
+                f"{mine.underlay} is IPv{mine.underlay.version}, {theirs.name}'s {theirs.underlay} is "
+                f"IPv{theirs.underlay.version}: neither can carry to the other",
+                f"give {mine.name} an IPv{theirs.underlay.version} address too: `underlay: [{mine.underlay}, ...]`",
+            )
+
     def _node(self, path: Path, site: str, name: str, shape: NodeShape) -> Node:
-        underlay = self.parsed((*path, "underlay"), parse_address, shape.underlay)
-        for special, meaning in _SPECIAL:
-            if contains(special, underlay):
-                self.document.fail(
-                    (*path, "underlay"),
-                    f"{underlay} is {meaning}",
-                    "use the address that other nodes reach it by",
-                )
-        for prefix in self.prefixes:
-            if contains(prefix.network, underlay):
-                self.document.fail(
-                    (*path, "underlay"),
-                    f"{underlay} is within the fleet's prefix {prefix.network}",
-                    "use an address of the node's own, which no other site announces",
-                )
+        underlays = self._underlays((*path, "underlay"), shape.underlay)
         for at, device in enumerate(shape.uplinks):
             self.device((*path, "uplinks", at), device)
             if device in shape.uplinks[:at]:
@@ -215,7 +220,7 @@ class PlanReader:
         return Node(
             name,
             site,
-            underlay,
+            underlays,
             tuple(shape.uplinks),
             {},
             bypass,
@@ -223,6 +228,29 @@ class PlanReader:
             self._bird((*path, "bird"), shape.bird),
             shape.attach,
         )
+
+    def _underlays(self, path: Path, texts: Sequence[str]) -> tuple[IPAddress, ...]:
+        underlays = tuple(self.parsed(path, parse_address, text) for text in texts)
+        if not underlays:
+            self.document.fail(path, "no address", "name the address that other nodes reach it by")
+        if len({address.version for address in underlays}) < len(underlays):
+            self.document.fail(
+                path,
+                f"{' and '.join(map(str, underlays))} are of one family",
+                "name one address, or one IPv4 and one IPv6",
+            )
+        for underlay in underlays:
+            for special, meaning in _SPECIAL:
+                if contains(special, underlay):
+                    self.document.fail(path, f"{underlay} is {meaning}", "use the address that other nodes reach it by")
+            for prefix in self.prefixes:
+                if contains(prefix.network, underlay):
+                    self.document.fail(
+                        path,
+                        f"{underlay} is within the fleet's prefix {prefix.network}",
+                        "use an address of the node's own, which no other site announces",
+                    )
+        return underlays
 
     def _bird(self, path: Path, shape: BirdShape | None) -> BirdSpeaker | None:
         if shape is None:

@@ -107,12 +107,13 @@ class _Reader:
                         "clients have inner addresses",
                     )
             for node in self._reader.nodes.values():
-                if contains(source, node.underlay):
-                    self._document.fail(
-                        path,
-                        f"{source} holds {node.name}'s underlay {node.underlay}",
-                        "clients must not be able to be a node",
-                    )
+                for underlay in node.underlays:
+                    if contains(source, underlay):
+                        self._document.fail(
+                            path,
+                            f"{source} holds {node.name}'s underlay {underlay}",
+                            "clients must not be able to be a node",
+                        )
         return sources
 
     def _gateway(self, key: str, text: str | None, version: int) -> IPAddress | None:

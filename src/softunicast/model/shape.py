@@ -24,6 +24,14 @@ def _one_or_many(value: object) -> object:
 
 
 Texts = Annotated[list[str], BeforeValidator(_one_or_many)]
+
+
+def _in_list(value: object) -> object:
+    return value if isinstance(value, list) else [value]
+
+
+OneOrMore = Annotated[list[str], BeforeValidator(_in_list)]
+"""A text, or a list of them; what is neither is called no text rather than no list."""
 Seconds = Annotated[int, Field(ge=1, le=604800)]
 
 
@@ -71,7 +79,7 @@ class BirdShape(Shape):
 
 
 class NodeShape(Shape):
-    underlay: str
+    underlay: OneOrMore
     uplinks: Texts = []
     onramps: dict[str, OnrampShape] = {}
     bypass: Texts = []

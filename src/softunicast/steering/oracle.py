@@ -14,10 +14,11 @@ no code with what it judges.
     plain, mine or a ping            PASS   as it came
     plain, another node's            CARRY  encapsulated, inner TTL less one, `final` clear
     encapsulated, mine or a ping     PASS   the inner packet, ECN by RFC 6040
-    encapsulated, another node's     CARRY  outer headers anew, inner TTL less one, `final` set
+    encapsulated, another node's     CARRY  outer headers anew (of that node's family), inner TTL less one, `final` set
     the same, but it came as final   DROP   FINAL_NOT_MINE
     no address of the fleet          PASS   as it came
     a probe of another node          ANSWER at tc
+
 Sources: RFC 791, 8200, 792, 4443 (headers), RFC 6040 (ECN), RFC 1624 (checksums), draft-ietf-intarea-gue-09.
 """
 
@@ -53,7 +54,8 @@ from softunicast.wire.extension import EXTENSIONS, CutOff, follow
 ETHERNET: Final = 14
 IP4_HEADER: Final = 20
 IP6_HEADER: Final = 40
-OUTER: Final = 32
+TAIL: Final = 12
+"""UDP and GUE, behind the outer IP header of either family."""
 SITE_TRIES: Final = 64
 ETH_IP4: Final = 0x0800
 ETH_IP6: Final = 0x86DD
@@ -338,7 +340,8 @@ def decapsulated_ecn(inner: int, outer: int) -> int | None:
 
 
 def flow_hash(packet: Packet) -> int:
-    """What all packets of a flow in one direction share, 32 bits; 14 of them choose the outer source port."""
+    """What all packets of a flow in one direction share, 32 bits: the lower 14 choose the outer source port, the upper
+    20 are the flow label."""
 
     def fold(address: bytes) -> int:
         words: tuple[int, ...] = struct.unpack("!4I", address)
@@ -352,13 +355,24 @@ def flow_hash(packet: Packet) -> int:
     return mixed ^ mixed >> 15
 
 
+def own_underlay(settings: Settings, ip6: bool) -> bytes | None:
+    """This node's underlay address of that family."""
+    both = (settings.underlay4, settings.underlay6)
+    return next((address for address in both if address.startswith(MAPPED) != ip6), None)
+
+
 def outer_headers(tables: Tables, packet: Packet, tos: int, node: Node, final: bool) -> bytes:
-    """The 32 bytes in front of an inner packet."""
-    length = packet.total + OUTER
-    source, target = tables.settings.underlay[12:], node.underlay[12:]
-    ip = struct.pack("!BBHHHBBH4s4s", 0x45, tos, length, 0, 0x4000, 64, UDP, 0, source, target)
-    ip = ip[:10] + struct.pack("!H", checksum(ip)) + ip[12:]
-    udp = struct.pack("!HHHH", 49152 | flow_hash(packet) & 0x3FFF, tables.settings.gue_port, length - IP4_HEADER, 0)
+    """The 32 or 52 bytes in front of an inner packet, and in front of them the Ethernet type."""
+    number, length = flow_hash(packet), packet.total + TAIL
+    ip6 = not node.underlay.startswith(MAPPED)
+    source, target = own_underlay(tables.settings, ip6) or b"", node.underlay
+    if ip6:
+        first = 6 << 28 | tos << 20 | (number >> 12 or 1)
+        ip = struct.pack("!HIHBB", ETH_IP6, first, length, UDP, 64) + source + target
+    else:
+        ip = struct.pack("!BBHHHBBH", 0x45, tos, length + IP4_HEADER, 0, 0x4000, 64, UDP, 0) + source[12:] + target[12:]
+        ip = struct.pack("!H", ETH_IP4) + ip[:10] + struct.pack("!H", checksum(ip)) + ip[12:]
+    udp = struct.pack("!HHHH", 49152 | number & 0x3FFF, tables.settings.gue_port, length, 0)
     return ip + udp + struct.pack("!BBH", 0, IP6_IN_IP if packet.ip6 else IPIP, GUE_FINAL if final else 0)
 
 
@@ -383,20 +397,20 @@ def where(tables: Tables, packet: Packet) -> Owner | Drop | None:
 
 def uncover(tables: Tables, outer: Packet) -> tuple[Packet, int, bool] | Drop:
     """The inner packet (of a frame of its own), its ECN field and whether it is final; or why not."""
-    frame = outer.frame
+    frame, head = outer.frame, IP6_HEADER if outer.ip6 else IP4_HEADER
     if outer.source not in tables.peers:
         return Drop.STRANGER
-    if outer.options or outer.fragment or len(frame) < ETHERNET + OUTER:
+    if outer.options or outer.fragment or len(frame) < ETHERNET + head + TAIL:
         return Drop.GUE_MALFORMED
-    length, check, version, proto, flags = struct.unpack_from("!HHBBH", frame, ETHERNET + IP4_HEADER + 4)
+    length, check, version, proto, flags = struct.unpack_from("!HHBBH", frame, ETHERNET + head + 4)
     if version or proto not in (IPIP, IP6_IN_IP) or flags & ~GUE_FINAL or check:
         return Drop.GUE_MALFORMED
-    if outer.total < OUTER or length != outer.total - IP4_HEADER or outer.total > len(frame) - ETHERNET:
+    if outer.total < head + TAIL or length != outer.total - head or outer.total > len(frame) - ETHERNET:
         return Drop.GUE_MALFORMED
     ether_type = ETH_IP4 if proto == IPIP else ETH_IP6
-    plain = frame[:12] + struct.pack("!H", ether_type) + frame[ETHERNET + OUTER :]
+    plain = frame[:12] + struct.pack("!H", ether_type) + frame[ETHERNET + head + TAIL :]
     inner = parse(plain, ETHERNET, ether_type)
-    if inner is None or inner.malformed or not inner.total or inner.total > outer.total - OUTER:
+    if inner is None or inner.malformed or not inner.total or inner.total > length - TAIL:
         return Drop.MALFORMED
     if inner.target not in tables.addresses:
         return Drop.INNER_NOT_SLICE
@@ -450,16 +464,16 @@ def carry(tables: Tables, packet: Packet, owner: Owner, ecn: int, uncovered: boo
         return dropped(Drop.TTL)
     if node is None or not node.flags & 1:
         return dropped(Drop.NO_OWNER)
-    if not node.underlay.startswith(MAPPED):
+    ip6 = not node.underlay.startswith(MAPPED)
+    if own_underlay(tables.settings, ip6) is None:
         return dropped(Drop.ENCAP)
     if not packet.total or packet.total > len(packet.frame) - ETHERNET:
         return dropped(Drop.MALFORMED)
-    if packet.total + OUTER > uplink.mtu:
+    if packet.total + (IP6_HEADER if ip6 else IP4_HEADER) + TAIL > uplink.mtu:
         return dropped(Drop.TOO_BIG)
     inner = with_ttl_less(with_ecn(packet.frame[ETHERNET:], packet.ip6, ecn), packet.ip6)
     outer = outer_headers(tables, packet, packet.tos & ~3 | ecn, node, final=uncovered)
-    frame = packet.frame[:12] + struct.pack("!H", ETH_IP4) + outer + inner
-    return Decision(Verdict.CARRY, frame, node=owner.node, uncovered=uncovered)
+    return Decision(Verdict.CARRY, packet.frame[:12] + outer + inner, node=owner.node, uncovered=uncovered)
 
 
 def steer(tables: Tables, frame: bytes, *, ifindex: int = 0, xdp: bool = False) -> Decision:
@@ -472,7 +486,8 @@ def steer(tables: Tables, frame: bytes, *, ifindex: int = 0, xdp: bool = False) 
         ours = packet.target in tables.addresses
         return Decision(Verdict.DROP, drop=Drop.MALFORMED) if ours else Decision(Verdict.PASS, frame)
     ecn, uncovered, final = packet.tos & 3, False, False
-    to_tunnel = packet.target == tables.settings.underlay and packet.proto == UDP
+    ends = (tables.settings.underlay4, tables.settings.underlay6)
+    to_tunnel = packet.target in ends and packet.proto == UDP
     if to_tunnel and packet.ports is not None and packet.ports[1] == tables.settings.gue_port:
         if is_probe(packet):
             return Decision(Verdict.PASS, frame) if xdp else answer_probe(tables, packet)

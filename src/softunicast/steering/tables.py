@@ -5,8 +5,8 @@
     owners      index -> su_owner       this site's alone: owners[base + (port >> shift)]
     sites       index -> su_site        every other site: where its nodes are listed
     site_nodes  index -> node index     those lists
-    nodes       index -> su_node        every node of the fleet
-    peers       su_addr -> index        underlay of every other node: who may encapsulate to this one
+    nodes       index -> su_node        every node of the fleet, at an underlay address of a family that both have
+    peers       su_addr -> index        underlay addresses of every other node: who may encapsulate to this one
 
 So a node's memory grows with the fleet's addresses and nodes, and with its own site's slices. Indices and bases come
 from steering.places. A part that nobody holds has node NONE.
@@ -56,13 +56,16 @@ def build_tables(plan: Plan, bindings: Bindings, node_name: str, at: Places | No
             for position, node in enumerate(known.nodes)
         },
         "nodes": {
-            _U32.pack(where.nodes[name]): abi.Node(addr_bytes(node.underlay), int(abi.NodeFlag.SET)).pack()
+            _U32.pack(where.nodes[name]): abi.Node(
+                addr_bytes(node.reached_at(me) or node.underlay), int(abi.NodeFlag.SET)
+            ).pack()
             for name, node in plan.nodes.items()
         },
         "peers": {
-            addr_bytes(node.underlay): _U32.pack(where.nodes[name])
+            addr_bytes(address): _U32.pack(where.nodes[name])
             for name, node in plan.nodes.items()
             if name != me.name
+            for address in node.underlays
         },
     }
 
