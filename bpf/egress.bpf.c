@@ -143,12 +143,18 @@ SEC("tc") int su_guard(struct __sk_buff *skb)
 			err = su_guard_slice(skb, w);
 	} else {
 		sock = su_guard_sock(skb);
-		if (!sock)
+		if (sock)
+			w->policy = sock->policy;
+		else if (!su_guard_reset(skb))
 			return TC_ACT_UNSPEC;
-		w->policy = sock->policy;
 		err = su_tc_parse(skb, SU_ETH_LEN, &w->pkt);
-		if (!err)
+		if (!sock) {
+			err = err ? SU_UNKNOWN : su_guard_known(skb, w);
+			if (err == SU_UNKNOWN)
+				return TC_ACT_UNSPEC;
+		} else if (!err) {
 			err = su_guard_own(skb, w);
+		}
 	}
 	if (err == SU_TO_CLAIM)
 		err = su_guard_rewrite(skb, w);

@@ -7,8 +7,9 @@
  *   source is of the fleet        claimed by a socket or by LOCAL: passes. By others: dropped. By nobody: a packet
  *                                 that may begin a flow claims it as it stands (LOCAL, inner = outer) if its port
  *                                 is in a slice of this node, else is given a port (echo, UDP under a policy)
- *   socket with a policy          UDP and echo from the node's own address are rewritten (LOCAL); a SYN is dropped,
- *                                 for the hooks should have claimed it
+ *   socket with a policy          UDP, echo and TCP of raw sockets from the node's own address are rewritten (LOCAL); a
+ *                                 SYN of another socket is dropped, for the hooks should have claimed it
+ *   a RST of no socket            the kernel's answer to what a raw socket asked for: goes the way of its SYN (LOCAL)
  *   anything else                 passes
  *
  * TC_ACT_SHOT at egress is ENOBUFS to a sender that set IP_RECVERR (net/ipv4/udp.c, raw.c), silence to others.
@@ -19,6 +20,7 @@
 #include "work.h"
 
 #define SU_GUARD_SLICES 4096
+#define SU_SOCK_RAW 3	/* SOCK_RAW */
 
 /* A packet of ours that went by the neighbour table shows how the gateway is reached, if somebody asked. */
 static __always_inline void su_hop_learn(struct __sk_buff *skb)
@@ -120,7 +122,7 @@ static __noinline int su_guard_known(struct __sk_buff *skb, struct su_work *w)
 	live = o ? su_origin_claim(w, o, SU_KIND_LOCAL, 0, &word) : NULL;
 	if (!live)
 		return SU_UNKNOWN;
-	if (!su_claim_refresh(live, word, su_word_state(word), su_now_s()))
+	if (!su_claim_refresh(live, word, su_track(live, word, &w->pkt, true), su_now_s()))
 		return -SU_DROP_CLAIM_ERROR;
 	err = su_rewrite(skb, &w->pkt, SU_SRC, &w->flow.local, w->flow.local_port);
 	if (err)
@@ -241,10 +243,36 @@ static __noinline int su_guard_slice(struct __sk_buff *skb, struct su_work *w)
 	return TC_ACT_OK;
 }
 
+/* Sent by a raw socket: connect() was never asked for a port. */
+static __always_inline bool su_guard_raw(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+
+	sk = sk ? bpf_sk_fullsock(sk) : NULL;
+	return sk && sk->type == SU_SOCK_RAW;
+}
+
+/*
+ * A RST as the kernel makes it for a segment that no socket wants (tcp_v4_send_reset(), tcp_v6_send_reset(): no IP
+ * options, all in one piece). Asked for every packet that is none of ours, so it looks at two bytes.
+ */
+static __always_inline bool su_guard_reset(struct __sk_buff *skb)
+{
+	__u8 *data = (__u8 *)(long)skb->data, *end = (__u8 *)(long)skb->data_end;
+
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		return data + SU_ETH_LEN + 34 <= end && data[SU_ETH_LEN] == 0x45 && data[SU_ETH_LEN + 9] == IPPROTO_TCP &&
+		       data[SU_ETH_LEN + 33] & SU_TCP_RST_BIT;
+	return data + SU_ETH_LEN + 54 <= end && data[SU_ETH_LEN + 6] == IPPROTO_TCP &&
+	       data[SU_ETH_LEN + 53] & SU_TCP_RST_BIT;
+}
+
 /* Of a socket with a policy, from the node's own address. A tc action, -SU_DROP_x, or SU_TO_CLAIM. */
 static __noinline int su_guard_own(struct __sk_buff *skb, struct su_work *w)
 {
 	const struct su_pkt *p = &w->pkt;
+	bool syn = (p->tcp & (SU_TCP_SYN | SU_TCP_ACK)) == SU_TCP_SYN;
+	int err;
 
 	if (su_bypassed(&w->policy, &p->dst))
 		return SU_PASS;
@@ -252,8 +280,14 @@ static __noinline int su_guard_own(struct __sk_buff *skb, struct su_work *w)
 		return -SU_DROP_TO_FLEET;
 	if (p->flags & SU_PKT_FRAG)
 		return -SU_DROP_FRAGMENT;
-	if (p->proto == IPPROTO_TCP)	/* what a listener answers is no leak */
-		return (p->tcp & (SU_TCP_SYN | SU_TCP_ACK)) == SU_TCP_SYN ? -SU_DROP_GUARD_LEAK : SU_PASS;
+	if (p->proto == IPPROTO_TCP) {
+		if (!su_guard_raw(skb))	/* what a listener answers is no leak */
+			return syn ? -SU_DROP_GUARD_LEAK : SU_PASS;
+		if (syn)
+			return SU_TO_CLAIM;
+		err = su_guard_known(skb, w);
+		return err == SU_UNKNOWN ? -SU_DROP_GUARD_LEAK : err;
+	}
 	if (p->proto == IPPROTO_UDP || p->flags & SU_PKT_ECHO_REQUEST)
 		return SU_TO_CLAIM;
 	return -SU_DROP_GUARD_LEAK;

@@ -18,6 +18,7 @@ import pytest
 
 from softunicast.kernel import netns
 from softunicast.kernel.abi import Kind, State
+from softunicast.wire.craft import tcp
 from tests.support.sock_node import (
     ADDRESS,
     WORLD,
@@ -32,6 +33,7 @@ from tests.support.wait import wait_until
 
 PORTS = set(range(9000, 9010))
 IP_RECVERR = 11
+SYN, ACK = 0x02, 0x10
 
 
 @pytest.fixture
@@ -162,6 +164,39 @@ def test_ping(node: SockNode, kind: socket.SocketKind) -> None:
             break
     assert [(claim.kind, claim.local[0]) for claim in node.claims()] == [(Kind.LOCAL, ADDRESS)]
     assert node.claims()[0].local[1] in PORTS
+
+
+def test_tcp_of_a_raw_socket(node: SockNode) -> None:
+    """traceroute -T: its SYN leaves from the slice, it sees the SYN-ACK, and the RST with which the kernel answers that
+    (no socket waits for it) goes the same way: the server's half-open connection ends.
+    """
+    server = node.server()
+    made = node.tagged(kind=socket.SOCK_RAW, proto=socket.IPPROTO_TCP)
+    made.connect((WORLD, 0))
+    own = made.getsockname()[0]
+    made.sendall(tcp(own, 4007, WORLD, 443, flags=SYN)[20:])
+    answer = made.recv(100)
+    assert answer[20 + 13] == SYN | ACK
+    assert struct.unpack_from("!HH", answer, 20) == (443, 4007)
+    ((kind, local),) = [(claim.kind, claim.local) for claim in node.claims()]
+    assert (kind, local[0]) == (Kind.LOCAL, ADDRESS)
+    assert local[1] in PORTS
+    wait_until(lambda: [claim.state for claim in node.claims()] == [State.LINGER], 5, "the reset to leave")
+    with netns.enter(node.world):
+        done = subprocess.run(["ss", "-Htan", "state", "syn-recv"], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    server.settimeout(0)
+    with refused(errno.EAGAIN):
+        server.accept()
+    assert node.drops() == {}
+
+
+def test_a_raw_segment_that_no_syn_began_is_a_leak(node: SockNode) -> None:
+    made = node.tagged(kind=socket.SOCK_RAW, proto=socket.IPPROTO_TCP)
+    made.connect((WORLD, 0))
+    made.sendall(tcp(made.getsockname()[0], 4007, WORLD, 443, flags=ACK)[20:])
+    wait_until(lambda: node.drops() == {"GUARD_LEAK": 1}, 5, "it to be dropped")
+    assert node.claims() == []
 
 
 def test_an_older_socket_goes_on_under_the_guard() -> None:

@@ -54,7 +54,7 @@ def values_of(cls: Any) -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.parametrize("name", sorted(CLASSES))
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_round_trip(name: str, data: st.DataObject) -> None:
     cls = CLASSES[name]
@@ -73,7 +73,7 @@ def test_defaults_are_zeros(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(CLASSES))
-@settings(max_examples=5)
+@settings(max_examples=5, deadline=None)
 @given(data=st.data())
 def test_behaves_as_a_frozen_dataclass(name: str, data: st.DataObject) -> None:
     cls = CLASSES[name]
