@@ -76,7 +76,7 @@ def test_the_first_places() -> None:
     assert found.nodes == {"a": 1, "m": 2, "x": 3, "z": 4}
     assert found.sites == {"far": 1, "home": 2}
     assert found.owners == {"198.51.100.9": Block(0, 64), "198.51.100.10": Block(64, 32)}
-    assert found.lists == {"far": SiteList(0, ("a", "x"))}
+    assert found.lists == {"far": SiteList(0, ("a", "x")), "home": SiteList(2, ("m", "z"))}
 
 
 def test_a_static_address_is_cut_as_coarsely_as_its_slices_allow() -> None:

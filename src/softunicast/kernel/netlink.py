@@ -76,8 +76,15 @@ class Netlink:
         for link in links:
             name, index = link.get("ifname"), link["index"]
             up = link["flags"] & _UP_AND_RUNNING == _UP_AND_RUNNING
+            below = link.get("link") if (link.get("linkinfo") or {}).get("kind") == "vlan" else None
             found[name] = Device(
-                name, index, int(link.get("mtu") or 0), link["ifi_type"], tuple(addresses.get(index, ())), up
+                name,
+                index,
+                int(link.get("mtu") or 0),
+                link["ifi_type"],
+                tuple(addresses.get(index, ())),
+                up,
+                int(below or 0),
             )
         return found
 
