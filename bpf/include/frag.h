@@ -65,17 +65,18 @@ static __always_inline int su_frag_recall(struct su_pkt *p, const struct su_frag
  * Follow a fragment (SU_PKT_FRAG) that came in at `entry`: p gets the ports, protocol and kind of echo of its first one,
  * and is no longer SU_PKT_FRAG but SU_PKT_FOLLOWED. 0, or -SU_DROP_FRAGMENT, _FRAGMENT_EARLY, _MALFORMED.
  */
-static __noinline int su_frag_follow(struct su_pkt *p, __u32 entry)
+__noinline int su_frag_follow(struct su_pkt *p, __u32 entry)
 {
-	struct su_frag_key key = {
-		.src = p->src,
-		.dst = p->dst,
-		.id = p->frag_id,
-		.entry = entry,
-		.proto = p->flags & SU_PKT_IP6 ? 0 : p->proto,
-	};
-	int err = p->frag_at ? su_frag_recall(p, &key) : su_frag_learn(p, &key);
+	struct su_frag_key key = {.entry = entry};
+	int err;
 
+	if (!p)
+		return -SU_DROP_FRAGMENT;
+	key.src = p->src;
+	key.dst = p->dst;
+	key.id = p->frag_id;
+	key.proto = p->flags & SU_PKT_IP6 ? 0 : p->proto;
+	err = p->frag_at ? su_frag_recall(p, &key) : su_frag_learn(p, &key);
 	if (err)
 		return err;
 	p->flags = (p->flags & ~SU_PKT_FRAG) | SU_PKT_FOLLOWED;

@@ -156,7 +156,7 @@ static __noinline int su_guard_begin(struct __sk_buff *skb, struct su_work *w)
 	struct su_slice *slice;
 	int err;
 
-	if (p->flags & (SU_PKT_ERROR | SU_PKT_ECHO_REPLY) || p->frag_at)
+	if (p->flags & (SU_PKT_ERROR | SU_PKT_ECHO_REPLY))
 		return -SU_DROP_GUARD_NO_CLAIM;
 	if (p->proto == IPPROTO_TCP && (p->tcp & (SU_TCP_SYN | SU_TCP_ACK | SU_TCP_RST_BIT)) != SU_TCP_SYN)
 		return -SU_DROP_GUARD_NO_CLAIM;
@@ -164,7 +164,7 @@ static __noinline int su_guard_begin(struct __sk_buff *skb, struct su_work *w)
 	slice = bpf_map_lookup_elem(&slices, &index);
 	if (index != SU_NONE && slice) {
 		/* Ports for wildcard claims cannot be seen from an exact one. */
-		if (p->proto == IPPROTO_UDP && port < slice->udp_exact_first)
+		if (p->frag_at || (p->proto == IPPROTO_UDP && port < slice->udp_exact_first))
 			return -SU_DROP_GUARD_NO_CLAIM;
 		__builtin_memset(&w->want, 0, sizeof(w->want));
 		w->want.flow = w->flow;

@@ -76,12 +76,12 @@ static __always_inline bool su_is_fit(void)
  *
  * The first tries are as random as the hash, those after them go along the list, so that a single living node is found.
  */
-static __noinline int su_site_node(__u32 site, __u32 hash, __u32 *node)
+__noinline int su_site_node(__u32 site, __u32 hash, __u32 *node)
 {
 	struct su_site *at = bpf_map_lookup_elem(&sites, &site);
 	__u32 first, count, i, unfit = SU_NONE;
 
-	if (!at || !at->count)
+	if (!node || !at || !at->count)
 		return -SU_DROP_NO_OWNER;
 	first = at->first;
 	count = at->count;

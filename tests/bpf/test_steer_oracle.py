@@ -18,7 +18,7 @@ import pytest
 from softunicast.kernel import netns
 from softunicast.kernel.abi import Counter, Drop, Stats, Uplink, UplinkFlag
 from softunicast.kernel.bpf import BpfObject
-from softunicast.steering.oracle import Decision, Tables, Verdict, steer
+from softunicast.steering.oracle import Decision, Fragments, Tables, Verdict, steer
 from tests.bpf import steer_support as support
 
 TC_UNSPEC, TC_SHOT, TC_REDIRECT = 0xFFFFFFFF, 2, 7
@@ -46,7 +46,6 @@ MINIMUM = {
     ("drop", Drop.FINAL_NOT_MINE, True): 20,
     ("drop", Drop.TTL, False): 5,
     ("drop", Drop.MALFORMED, False): 40,
-    ("drop", Drop.FRAGMENT, False): 10,
     ("drop", Drop.PROTOCOL, False): 10,
     ("drop", Drop.ERROR_UNKNOWN, False): 20,
     ("drop", Drop.TOO_BIG, False): 5,
@@ -54,6 +53,13 @@ MINIMUM = {
     ("drop", Drop.ENCAP, False): 5,
     ("drop", Drop.SITE_DOWN, False): 10,
 }
+# XDP leaves to tc behind what must be remembered.
+AT_TC = {
+    ("drop", Drop.FRAGMENT, False): 3,
+    ("drop", Drop.FRAGMENT_EARLY, False): 20,
+}
+FOLLOWED = 60
+"""Fragments of 2,000 packets whose ports the program knew."""
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +98,13 @@ def test_the_programs_and_the_oracle_agree(
     generator, program = support.Generator(seed), loaded.programs[name]
     verdicts = TC_VERDICTS if name == "su_steer_tc" else XDP_VERDICTS
     met: Tally[tuple[str, Drop, bool]] = Tally()
+    fragments = Fragments()
     before = totals(loaded)
     with netns.enter(world[0]):
         for number in range(PACKETS):
             frame = generator.frame()
-            expected = steer(tables, frame, xdp=name == "su_steer")
+            now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+            expected = steer(tables, frame, xdp=name == "su_steer", fragments=fragments, now_ns=now_ns)
             run = program.test_run(frame)
             verdict = verdicts.get(run.retval)
             if name == "su_steer" and expected.drop is Drop.TOO_BIG:
@@ -124,9 +132,13 @@ def test_the_programs_and_the_oracle_agree(
     answered = met["answer", Drop.NONE, False]
     assert after.counters[Counter.PROBE_ANSWERED] - before.counters[Counter.PROBE_ANSWERED] == answered
     assert PACKETS < 2000 or (answered >= 10 * PACKETS // 2000) == (name == "su_steer_tc")
-    unknown = {drop for _, drop, _ in met} - {drop for _, drop, _ in MINIMUM}
+    followed = after.counters[Counter.FRAGMENTS] - before.counters[Counter.FRAGMENTS]
+    assert followed == fragments.followed
+    assert PACKETS < 2000 or (followed >= FOLLOWED * PACKETS // 2000) == (name == "su_steer_tc")
+    minimum = MINIMUM | (AT_TC if name == "su_steer_tc" else {})
+    unknown = {drop for _, drop, _ in met} - {drop for _, drop, _ in minimum}
     assert not unknown, f"seed {seed}: reasons without a minimum: {unknown}"
-    wanted = {key: least * PACKETS // 2000 for key, least in MINIMUM.items()} if PACKETS >= 2000 else {}
+    wanted = {key: least * PACKETS // 2000 for key, least in minimum.items()} if PACKETS >= 2000 else {}
     lacking = {key: met[key] for key, least in wanted.items() if sum_like(met, key) < least}
     assert not lacking, f"seed {seed}: too few to say anything: {lacking}"
 
