@@ -245,6 +245,15 @@ def test_drops_are_counted_by_name(steer: Entry, case: str) -> None:
     assert last.boot_ns > 0
 
 
+@pytest.mark.parametrize("tags", [b"\x81\0\0\x64", b"\x88\xa8\0\7\x81\0\0\x64"], ids=["802.1Q", "802.1ad"])
+def test_a_frame_with_a_tag_is_a_vlan_device_s(steer: Entry, tags: bytes) -> None:
+    """Another's answer, and one in the tunnel: without the tag they would be carried, and taken out."""
+    for packet in (ip4(REMOTE, STATIC, 6, tcp(443, 9012)), gue(ip4(REMOTE, STATIC, 6, tcp(443, 9001)))):
+        tagged = support.MACS + tags + b"\x08\0" + packet
+        result = steer(tagged)
+        assert (result.verdict, result.data, result.drops, result.counters) == (PASS, tagged, {}, {})
+
+
 def home_of(ident: int) -> bytes:
     """By hand: flow_hash over both addresses, the id and UDP, modulo five nodes; down and unfit ones are asked past."""
     source, target = (int.from_bytes(ip_address(text).packed, "big") ^ 0xFFFF for text in (REMOTE, STATIC))

@@ -48,6 +48,11 @@ def _naming(what: str, *ignored: int) -> Iterator[None]:
         raise KernelError(f"{what}: {error.strerror or error}", errno=error.errno or 0) from error
 
 
+def below(link: Any) -> int:
+    """The device that a VLAN device sends by (IFLA_LINK); 0: it is none. A veth's is its peer, which is no such thing."""
+    return int(link.get("link") or 0) if (link.get("linkinfo") or {}).get("kind") == "vlan" else 0
+
+
 class Netlink:
     """An rtnetlink socket of the namespace the thread is in when it is made. Context manager."""
 
@@ -76,7 +81,6 @@ class Netlink:
         for link in links:
             name, index = link.get("ifname"), link["index"]
             up = link["flags"] & _UP_AND_RUNNING == _UP_AND_RUNNING
-            below = link.get("link") if (link.get("linkinfo") or {}).get("kind") == "vlan" else None
             found[name] = Device(
                 name,
                 index,
@@ -84,7 +88,7 @@ class Netlink:
                 link["ifi_type"],
                 tuple(addresses.get(index, ())),
                 up,
-                int(below or 0),
+                below(link),
             )
         return found
 
