@@ -70,6 +70,10 @@ def totals(lab: FleetLab) -> tuple[dict[Drop, int], dict[Counter, int]]:
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("where", ASKERS)
 def test_echo_of_large_datagrams(lab: FleetLab, where: str, version: int) -> None:
+    if (where, version) == ("lhr1", 6):
+        # Of a datagram that earns packet-too-bigs, the last fragment passes the router alone.
+        learn = [sys.executable, "-c", PROGRAM, "connected", str(BYTES), *ECHO[version]]
+        lab.node(where).run(under_run(where, learn), check=True)
     before = totals(lab)
     with lab.capture() as capture:
         for connected in ("connected", "unconnected"):

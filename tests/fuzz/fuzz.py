@@ -101,8 +101,8 @@ def by_kernel(loaded: BpfObject, frame: bytes) -> Seen:
     source_port, target_port, q_port, _ = struct.unpack("!4H", ports)
     return Seen(
         False, False, source, target, proto, ttl, tos, total, layer4, bool(flags & IP6), bool(flags & OPTIONS),
-        bool(flags & FRAG), fragment_at, number, (source_port, target_port) if flags & PORTS else None, bool(flags & ERROR),
-        bool(flags & ECHO_REQUEST), (q_source, q_port) if flags & QUOTE else None,
+        bool(flags & FRAG), fragment_at, number, (source_port, target_port) if flags & PORTS else None,
+        bool(flags & ERROR), bool(flags & ECHO_REQUEST), (q_source, q_port) if flags & QUOTE else None,
     )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tags (802.1Q): a VLAN device is an uplink or an on-ramp like any other, and what carries it leaves its frames alone.
 
-The node reaches the world by a trunk: up0 carries tagged frames of VLAN 100, and up0.100 is the uplink. It is a stand-in
-(vlan_device.bpf.c), as not every kernel has VLAN devices; what passes up0 is what one would send and get.
+The node reaches the world by a trunk: up0 carries tagged frames of VLAN 100, and up0.100 is the uplink. It is a
+stand-in (vlan_device.bpf.c), as not every kernel has VLAN devices; what passes up0 is what one would send and get.
 """
 
 from __future__ import annotations

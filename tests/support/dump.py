@@ -37,13 +37,14 @@ VOLATILE_MAPS = {
     "hops",
     "onramp_hints",
     "toobig_bucket",
+    "frags",
 }
 # struct su_node of bpf/include/abi.h: an underlay of 16 bytes, then flags; DOWN is 2, UNFIT 4.
 LEARNED_MAP = "nodes"
 LEARNED_BYTE = 16
 LEARNED_BITS = 2 | 4
 LEARNED_FILES = {"agent.lock", "peers.json"}
-NO_DUMP = {"socks", "work", "hops", "onramp_hints", "toobig_bucket"}
+NO_DUMP = {"socks", "work", "hops", "onramp_hints", "toobig_bucket", "frags"}
 VOLATILE_KEYS = {
     "expires",
     "cacheinfo",

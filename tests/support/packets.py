@@ -74,7 +74,7 @@ def gre(source: str, target: str) -> bytes:
 
 
 def fragments(packet: bytes, size: int, ident: int = 7) -> list[bytes]:
-    """An IPv4 or IPv6 packet without options in fragments of `size` bytes (a multiple of eight), the first one first."""
+    """An IPv4 or IPv6 packet without options in fragments of `size` bytes (a multiple of eight), in their order."""
     start = 40 if packet[0] >> 4 == 6 else 20
     body = packet[start:]
     pieces = []
@@ -90,7 +90,7 @@ def fragments(packet: bytes, size: int, ident: int = 7) -> list[bytes]:
 
 
 def whole(pieces: list[bytes]) -> bytes:
-    """What a receiver makes of fragments that it got in order; ValueError when they are not one datagram's, all of it."""
+    """What a receiver makes of fragments that came in order; ValueError: they are not all of one datagram."""
     first = pieces[0]
     same, body, end = set(), b"", False
     for piece in pieces:

@@ -49,7 +49,7 @@ def _naming(what: str, *ignored: int) -> Iterator[None]:
 
 
 def below(link: Any) -> int:
-    """The device that a VLAN device sends by (IFLA_LINK); 0: it is none. A veth's is its peer, which is no such thing."""
+    """The device that a VLAN device sends by (IFLA_LINK); 0: it is none. A veth's is its peer."""
     return int(link.get("link") or 0) if (link.get("linkinfo") or {}).get("kind") == "vlan" else 0
 
 

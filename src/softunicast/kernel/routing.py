@@ -16,7 +16,7 @@ ARPHRD_ETHER: Final = 1
 @dataclass(frozen=True, slots=True)
 class Device:
     """A network device of this namespace. `arphrd`: /sys/class/net/*/type; `mtu` in bytes without link header; `up`:
-    administratively, and its carrier too; `below`: of a VLAN device, the ifindex of the one that it sends by, else 0."""
+    administratively, and its carrier too; `below`: of a VLAN device, the ifindex of the one it sends by, else 0."""
 
     name: str
     ifindex: int

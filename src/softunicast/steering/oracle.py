@@ -142,7 +142,7 @@ class Tables:
         return owner if owner is not None and owner.node != NONE else Drop.NO_OWNER
 
     def home(self, packet: Packet, carried: bool) -> int | Drop | None:
-        """The node where the fragments of this one's datagram meet, None: this one. What was carried here is at home."""
+        """The node where the fragments of a datagram meet, None: this one. What was carried here is at home."""
         site = self.addresses[packet.target].site
         if carried and site == self.settings.site:
             return None
@@ -397,8 +397,8 @@ def decapsulated_ecn(inner: int, outer: int) -> int | None:
 
 
 def flow_hash(packet: Packet) -> int:
-    """What all packets of a flow in one direction share, 32 bits; 14 of them choose the outer source port. Of a fragment
-    that was not followed: what the fragments of its datagram share."""
+    """What all packets of a flow in one direction share, 32 bits; 14 of them choose the outer source port. Of a
+    fragment that was not followed: what the fragments of its datagram share."""
 
     def fold(address: bytes) -> int:
         words: tuple[int, ...] = struct.unpack("!4I", address)
