@@ -33,6 +33,8 @@ enum su_list list;
 struct su_prefix prefix;
 struct su_crowd_key crowd_key;
 struct su_crowd crowd;
+struct su_frag_key frag_key;
+struct su_frag frag;
 enum su_uplink_flag uplink_flag;
 struct su_uplink uplink;
 struct su_hop hop;

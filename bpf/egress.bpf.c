@@ -15,6 +15,7 @@
 #include "guard.h"
 #include "onramp.h"
 #include "toobig.h"
+#include "vlan.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
 
@@ -77,7 +78,7 @@ SEC("tc") int su_onramp_in(struct __sk_buff *skb)
 		su_drop(-SU_DROP_ONRAMP, NULL);
 		return TC_ACT_SHOT;
 	}
-	if (!su_is_ip(skb))
+	if (!su_is_ip(skb) || su_is_vlan(skb))
 		return TC_ACT_OK;
 	if (onramp->flags & SU_ONRAMP_L2)
 		err = su_tc_parse(skb, SU_ETH_LEN, &w->pkt);
@@ -104,6 +105,8 @@ SEC("tc") int su_uplink_in(struct __sk_buff *skb)
 	if (skb->pkt_type != 0 /* PACKET_HOST */)
 		return TC_ACT_UNSPEC;
 	if (!su_fleet(&dst) && !su_is_underlay(&dst))
+		return TC_ACT_UNSPEC;
+	if (su_is_vlan(skb))
 		return TC_ACT_UNSPEC;
 	w = su_work_get(SU_ROOM_UPLINK);
 	if (!w)
@@ -137,6 +140,8 @@ SEC("tc") int su_guard(struct __sk_buff *skb)
 	w = su_work_get(SU_ROOM_GUARD);
 	if (!w)
 		return TC_ACT_SHOT;
+	if (skb->vlan_present && su_vlan_guarded(skb->ifindex))
+		return TC_ACT_UNSPEC;
 	if (su_fleet(&src)) {
 		err = su_tc_parse(skb, SU_ETH_LEN, &w->pkt);
 		if (!err)
@@ -174,7 +179,7 @@ SEC("tc") int su_guard_other(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	if (skb->protocol == bpf_htons(ETH_P_IP))
 		su_addr_set4(&src, src.w[0]);
-	if (!su_fleet(&src))
+	if (!su_fleet(&src) || (skb->vlan_present && su_vlan_guarded(skb->ifindex)))
 		return TC_ACT_UNSPEC;
 	__builtin_memset(&w->flow, 0, sizeof(w->flow));
 	w->flow.local = src;

@@ -8,13 +8,15 @@
  *
  * XDP cannot ask for a neighbour's address: when the kernel knows no route or no neighbour, the packet goes up as
  * it came, and tc behind (su_uplink_in or su_steer_tc), which decides the same, carries it and makes the kernel ask.
- * So su_steer is never attached without one of the two behind it.
+ * So su_steer is never attached without one of the two behind it. It keeps no state either: a fragment that is at its
+ * home goes up as it came.
  *
  * Sources: net/core/filter.c (bpf_fib_lookup, bpf_xdp_adjust_head), drivers/net/veth.c (XDP_TX).
  */
 #include <linux/pkt_cls.h>
 
 #include "steer.h"
+#include "vlan.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
 
@@ -66,6 +68,8 @@ SEC("tc") int su_steer_tc(struct __sk_buff *skb)
 	struct su_pkt p;
 	int err;
 
+	if (su_is_vlan(skb))
+		return TC_ACT_UNSPEC;
 	err = su_tc_parse(skb, SU_STEER_L2_LEN, &p);
 	if (err) {
 		if (!su_steer_bad(err, &p))
@@ -83,7 +87,7 @@ SEC("tc") int su_steer_tc(struct __sk_buff *skb)
 			goto drop;
 		carried = true;
 	}
-	err = su_steer_where(&p, &owner);
+	err = su_steer_where(&p, carried, true, &owner);
 	if (err < 0)
 		goto drop;
 	if (err || owner.node == settings.node)
@@ -310,7 +314,10 @@ SEC("xdp") int su_steer(struct xdp_md *ctx)
 			goto drop;
 		carried = true;
 	}
-	err = su_steer_where(&p, &owner);
+	err = su_steer_where(&p, carried, false, &owner);
+	/* As it came: its ports are tc's to know. */
+	if (err == SU_STEER_HOME)
+		return XDP_PASS;
 	if (err < 0)
 		goto drop;
 	if (err || owner.node == settings.node) {

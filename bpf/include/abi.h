@@ -216,7 +216,7 @@ struct su_owner {
 _Static_assert(sizeof(struct su_owner) == 8, "su_owner");
 
 /*
- * Value of `sites` (array), written as one 64-bit word: where in `site_nodes` (array of node indices) another site's
+ * Value of `sites` (array), written as one 64-bit word: where in `site_nodes` (array of node indices) a site's
  * nodes are. A new list is written beside the old one before the word points to it.
  */
 struct su_site {
@@ -273,6 +273,36 @@ struct su_crowd {
 };
 _Static_assert(sizeof(struct su_crowd) == 280, "su_crowd");
 
+/*
+ * Key of `frags` (LRU): a datagram that comes in fragments (RFC 791 section 3.2). IPv6 has no protocol in it, as the
+ * fragments of one may name different ones (RFC 8200 section 4.5): 0.
+ */
+struct su_frag_key {
+	struct su_addr src;
+	struct su_addr dst;
+	__be32 id;		/* IPv4's 16 bits as read, zero-extended */
+	__u32 entry;		/* where it came in: on-ramp id, SU_FRAG_INTERNET or SU_FRAG_STACK */
+	__u8 proto;
+	__u8 pad[3];
+};
+_Static_assert(sizeof(struct su_frag_key) == 44, "su_frag_key");
+#define SU_FRAG_INTERNET 0
+#define SU_FRAG_STACK 0xffffffffu
+
+/* Value of `frags`: what its first fragment said, which the later ones do not; believed for SU_FRAG_NS. */
+#define SU_FRAG_NS 5000000000
+struct su_frag {
+	__u64 learned_ns;	/* boot clock */
+	__be16 sport;
+	__be16 dport;
+	__u8 proto;
+	__u8 pad;
+	__u16 flags;		/* enum su_pkt_flag: which kind of echo */
+	__u32 check;		/* hash of the key: a recycled element shows */
+	__u32 pad2;
+};
+_Static_assert(sizeof(struct su_frag) == 24, "su_frag");
+
 /* Value of `uplinks` (array). */
 enum su_uplink_flag {
 	SU_UPLINK_ONE_HOP = 1,	/* all IPv4 that leaves a slice by it goes to one gateway */
@@ -284,7 +314,7 @@ struct su_uplink {
 	__u32 ifindex;		/* 0: unused */
 	__u32 mtu;		/* of the device, bytes, Ethernet header not counted */
 	__u32 flags;		/* enum su_uplink_flag */
-	__u32 pad;
+	__u32 below;		/* ifindex of the device that a VLAN device sends by, 0: it is none */
 };
 _Static_assert(sizeof(struct su_uplink) == 16, "su_uplink");
 
@@ -388,7 +418,7 @@ enum su_drop {
 	SU_DROP_TTL = 8,		/* time to live used up while being carried */
 	SU_DROP_SPOOFED = 9,		/* a client's source is not among its on-ramp's */
 	SU_DROP_MALFORMED = 10,		/* too short, or headers that contradict themselves */
-	SU_DROP_FRAGMENT = 11,		/* a fragment: ports unknown */
+	SU_DROP_FRAGMENT = 11,		/* a first fragment without ports, or a later one whose flow has no claim */
 	SU_DROP_PROTOCOL = 12,		/* from a client, a protocol without ports */
 	SU_DROP_SLICE_FULL = 13,	/* no port left towards that destination */
 	SU_DROP_TABLE_FULL = 14,	/* `flows` is full */
@@ -409,6 +439,7 @@ enum su_drop {
 	SU_DROP_INBOUND_NEW = 29,	/* inbound, would begin a flow on a claim that allows none (a SYN to a client) */
 	SU_DROP_ECN = 30,		/* congestion marked in the tunnel on a packet that cannot say so (RFC 6040) */
 	SU_DROP_SITE_DOWN = 31,		/* for another site, none of whose nodes answers */
+	SU_DROP_FRAGMENT_EARLY = 32,	/* a later fragment, and its first one, which has the ports, has not been here */
 	SU_DROP_MAX = 48,
 };
 
@@ -445,6 +476,7 @@ enum su_counter {
 	SU_COUNT_STALE_ORIGIN = 28,	/* hints that no longer held */
 	SU_COUNT_ADOPTED = 29,		/* living sockets claimed at start */
 	SU_COUNT_PROBE_ANSWERED = 30,	/* probes of other nodes answered */
+	SU_COUNT_FRAGMENTS = 31,	/* fragments whose ports were known, first ones too */
 	SU_COUNT_MAX = 48,
 };
 

@@ -138,6 +138,19 @@ static __always_inline int su_deliver(struct __sk_buff *skb, struct su_work *w)
 	return -SU_DROP_NO_CLAIM;
 }
 
+/* A ping is answered where it arrives and never carried, but for fragments, which meet at their home. */
+static __always_inline int su_deliver_ping(struct __sk_buff *skb, const struct su_pkt *p, bool carried)
+{
+	const struct su_uplink *uplink;
+
+	if (!settings.answer_ping)
+		return -SU_DROP_NO_CLAIM;
+	if (!carried)
+		return su_echo_reply(skb, p, skb->ifindex);
+	uplink = su_uplink_for(skb->ifindex);
+	return p->flags & SU_PKT_FOLLOWED && uplink ? su_echo_reply(skb, p, uplink->ifindex) : -SU_DROP_NO_CLAIM;
+}
+
 /* Out of the tunnel if it is in one, to its owner, or to whoever claimed it. A tc action or -SU_DROP_x. */
 static __always_inline int su_uplink_packet(struct __sk_buff *skb, struct su_work *w)
 {
@@ -155,13 +168,13 @@ static __always_inline int su_uplink_packet(struct __sk_buff *skb, struct su_wor
 			return err;
 		carried = true;
 	}
-	err = su_steer_where(p, &owner);
+	err = su_steer_where(p, carried, true, &owner);
 	if (err < 0)
 		return err;
 	if (err == SU_STEER_NOT_FLEET)
 		return carried ? -SU_DROP_INNER_NOT_SLICE : SU_PASS;
 	if (err == SU_STEER_HERE)
-		return settings.answer_ping && !carried ? su_echo_reply(skb, p) : -SU_DROP_NO_CLAIM;
+		return su_deliver_ping(skb, p, carried);
 	if (owner.node != settings.node)
 		return final ? -SU_DROP_FINAL_NOT_MINE : su_tc_encap(skb, p, owner.node, carried);
 	err = su_flow_of_in(p, &w->flow);

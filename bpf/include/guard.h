@@ -12,11 +12,14 @@
  *   a RST of no socket            the kernel's answer to what a raw socket asked for: goes the way of its SYN (LOCAL)
  *   anything else                 passes
  *
+ * A fragment goes as the first one of its datagram did (frag.h); a later one begins nothing.
+ *
  * TC_ACT_SHOT at egress is ENOBUFS to a sender that set IP_RECVERR (net/ipv4/udp.c, raw.c), silence to others.
  */
 #ifndef SU_GUARD_H
 #define SU_GUARD_H
 
+#include "frag.h"
 #include "work.h"
 
 #define SU_GUARD_SLICES 4096
@@ -136,6 +139,8 @@ static __always_inline int su_guard_rewrite(struct __sk_buff *skb, struct su_wor
 {
 	int err = su_guard_known(skb, w);
 
+	if (err == SU_UNKNOWN && w->pkt.frag_at)
+		return -SU_DROP_FRAGMENT;
 	if (err == SU_UNKNOWN) {
 		err = su_flow_begin(skb, w, SU_KIND_LOCAL, 0);
 		if (!err || err == SU_CLAIMED)
@@ -161,7 +166,7 @@ static __noinline int su_guard_begin(struct __sk_buff *skb, struct su_work *w)
 	slice = bpf_map_lookup_elem(&slices, &index);
 	if (index != SU_NONE && slice) {
 		/* Ports for wildcard claims cannot be seen from an exact one. */
-		if (p->proto == IPPROTO_UDP && port < slice->udp_exact_first)
+		if (p->frag_at || (p->proto == IPPROTO_UDP && port < slice->udp_exact_first))
 			return -SU_DROP_GUARD_NO_CLAIM;
 		__builtin_memset(&w->want, 0, sizeof(w->want));
 		w->want.flow = w->flow;
@@ -201,8 +206,14 @@ static __noinline int su_guard_slice(struct __sk_buff *skb, struct su_work *w)
 	int err;
 
 	err = su_flow_of_out(p, &w->flow);
+	if (err == -SU_DROP_FRAGMENT) {
+		err = su_frag_follow(&w->pkt, SU_FRAG_STACK);
+		if (err)
+			return err;
+		err = su_flow_of_out(p, &w->flow);
+	}
 	if (err)
-		return err == -SU_DROP_FRAGMENT ? err : -SU_DROP_GUARD_NO_CLAIM;
+		return -SU_DROP_GUARD_NO_CLAIM;
 	if (su_guard_holds(skb, &w->flow)) {
 		su_count_bh(su_stats_get(), SU_COUNT_GUARD_PASSED, 1);
 		return TC_ACT_OK;
@@ -271,16 +282,20 @@ static __always_inline bool su_guard_reset(struct __sk_buff *skb)
 static __noinline int su_guard_own(struct __sk_buff *skb, struct su_work *w)
 {
 	const struct su_pkt *p = &w->pkt;
-	bool syn = (p->tcp & (SU_TCP_SYN | SU_TCP_ACK)) == SU_TCP_SYN;
 	int err;
 
 	if (su_bypassed(&w->policy, &p->dst))
 		return SU_PASS;
 	if (su_fleet(&p->dst))
 		return -SU_DROP_TO_FLEET;
-	if (p->flags & SU_PKT_FRAG)
-		return -SU_DROP_FRAGMENT;
+	if (p->flags & SU_PKT_FRAG) {
+		err = su_frag_follow(&w->pkt, SU_FRAG_STACK);
+		if (err)
+			return err;
+	}
 	if (p->proto == IPPROTO_TCP) {
+		bool syn = (p->tcp & (SU_TCP_SYN | SU_TCP_ACK)) == SU_TCP_SYN;
+
 		if (!su_guard_raw(skb))	/* what a listener answers is no leak */
 			return syn ? -SU_DROP_GUARD_LEAK : SU_PASS;
 		if (syn)

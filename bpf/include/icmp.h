@@ -183,8 +183,11 @@ static __noinline int su_icmp_error(struct __sk_buff *skb, const struct su_pkt *
 	return su_answer(skb, p);
 }
 
-/* Turn an echo request into its reply, without keeping anything. TC_ACT_REDIRECT or -SU_DROP_MALFORMED. */
-static __noinline int su_echo_reply(struct __sk_buff *skb, const struct su_pkt *p)
+/*
+ * Turn an echo request into its reply, without keeping anything, and send it by that uplink. A later fragment of one has no
+ * type to turn. TC_ACT_REDIRECT or -SU_DROP_MALFORMED.
+ */
+static __noinline int su_echo_reply(struct __sk_buff *skb, const struct su_pkt *p, __u32 ifindex)
 {
 	__u32 ip_off = p->ip_off & 15, type_off = p->l4_off;
 	__be16 was = bpf_htons(SU_ICMP_ECHO_REQUEST << 8 | p->icmp_code), now = bpf_htons(SU_ICMP_ECHO_REPLY << 8);
@@ -194,7 +197,8 @@ static __noinline int su_echo_reply(struct __sk_buff *skb, const struct su_pkt *
 		was = bpf_htons(SU_ICMP6_ECHO_REQUEST << 8 | p->icmp_code);
 		now = bpf_htons(SU_ICMP6_ECHO_REPLY << 8);
 	}
-	if (bpf_l4_csum_replace(skb, type_off + 2, was, now, 2) || bpf_skb_store_bytes(skb, type_off, &now, 2, 0))
+	if (!p->frag_at && (bpf_l4_csum_replace(skb, type_off + 2, was, now, 2) ||
+			    bpf_skb_store_bytes(skb, type_off, &now, 2, 0)))
 		return -SU_DROP_MALFORMED;
 	data = (void *)(long)skb->data + ip_off;
 	data_end = (void *)(long)skb->data_end;
@@ -220,7 +224,7 @@ static __noinline int su_echo_reply(struct __sk_buff *skb, const struct su_pkt *
 	su_mark(skb);
 	su_count_bh(su_stats_get(), SU_COUNT_ECHO_ANSWERED, 1);
 	/* By the routes, as all that leaves a slice: the guard may learn the gateway's address from it. */
-	return bpf_redirect_neigh(skb->ifindex, NULL, 0, 0);
+	return bpf_redirect_neigh(ifindex, NULL, 0, 0);
 }
 
 #endif /* SU_ICMP_H */

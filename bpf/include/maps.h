@@ -129,6 +129,14 @@ struct {
 	__type(value, __u32);
 } onramp_devices SEC(".maps");
 
+/* Datagrams in fragments. One that is lost costs a datagram, no more. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct su_frag_key);
+	__type(value, struct su_frag);
+} frags SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 8);

@@ -13,6 +13,7 @@
 #ifndef SU_ONRAMP_H
 #define SU_ONRAMP_H
 
+#include "frag.h"
 #include "refuse.h"
 
 /* Ids that onramp_devices gave, by ifindex: a hint, for the on-ramp itself says which device it is. */
@@ -176,6 +177,8 @@ static __noinline int su_onramp_class(struct __sk_buff *skb, const struct su_pkt
 	if (su_bypassed(&onramp->policy, &p->dst))
 		return TC_ACT_OK;
 	if (p->flags & SU_PKT_FRAG)
+		return p->frag_at ? -SU_DROP_FRAGMENT_EARLY : -SU_DROP_FRAGMENT;
+	if (p->frag_at)
 		return -SU_DROP_FRAGMENT;
 	if (p->ttl <= 1)
 		return -SU_DROP_HOPS;
@@ -256,8 +259,12 @@ static __always_inline int su_onramp_packet(struct __sk_buff *skb, struct su_wor
 					    __u64 owner)
 {
 	__u64 now_ns = bpf_ktime_get_boot_ns();
-	int err = su_onramp_known(w, owner, now_ns);
+	int err;
 
+	/* One that cannot be followed stays SU_PKT_FRAG, and may still be the stack's. */
+	if (w->pkt.flags & SU_PKT_FRAG && su_frag_follow(&w->pkt, owner >> 32) == -SU_DROP_MALFORMED)
+		return -SU_DROP_MALFORMED;
+	err = su_onramp_known(w, owner, now_ns);
 	if (err == SU_UNKNOWN) {
 		err = su_onramp_new(skb, w, onramp, owner);
 		if (err == SU_BEGUN) {

@@ -345,7 +345,7 @@ static __always_inline int su_flow_of(const struct su_pkt *p, struct su_flow *f,
 
 /*
  * The flow of a packet that came from the Internet: local = destination. Of an ICMP error, the flow of the
- * packet it quotes: local = quoted source. 0, or -SU_DROP_FRAGMENT, _PROTOCOL, _ERROR_UNKNOWN.
+ * packet it quotes: local = quoted source. 0, or -SU_DROP_FRAGMENT (not followed), _PROTOCOL, _ERROR_UNKNOWN.
  */
 static __always_inline int su_flow_of_in(const struct su_pkt *p, struct su_flow *f)
 {

@@ -59,13 +59,14 @@ enum su_icmp_type {
 
 enum su_pkt_flag {
 	SU_PKT_IP6 = 1,
-	SU_PKT_FRAG = 2,	/* a fragment, the first too */
-	SU_PKT_PORTS = 4,	/* sport, dport are valid: whole packet or first fragment of TCP, UDP, echo */
+	SU_PKT_FRAG = 2,	/* a fragment, the first too, until frag.h has followed it */
+	SU_PKT_PORTS = 4,	/* sport, dport are valid: whole packet, first or followed fragment of TCP, UDP, echo */
 	SU_PKT_ERROR = 8,	/* ICMP error; q_* are valid when QUOTE is set too */
 	SU_PKT_QUOTE = 16,
 	SU_PKT_ECHO_REQUEST = 32,
 	SU_PKT_ECHO_REPLY = 64,
 	SU_PKT_OPTIONS = 128,	/* IPv4 options, IPv6 extension headers */
+	SU_PKT_FOLLOWED = 256,	/* a fragment whose ports are known: what its first one said */
 };
 
 /* enum su_pkt.tcp, as in the header's 14th byte */

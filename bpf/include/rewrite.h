@@ -175,18 +175,30 @@ static __always_inline int su_rewrite_l4(struct __sk_buff *skb, const struct su_
 	return 0;
 }
 
+/* A later fragment has no port and no check. Only CHECKSUM_COMPLETE counts what an IPv6 header says. */
+static __always_inline void su_rewrite_later(struct __sk_buff *skb, const struct su_pkt *p, enum su_side side,
+					     const struct su_addr *addr, enum su_summed summed)
+{
+	const struct su_addr *was = side == SU_DST ? &p->dst : &p->src;
+
+	if (p->flags & SU_PKT_IP6 && summed == SU_SUMMED_COMPLETE)
+		bpf_csum_update(skb, bpf_csum_diff((__be32 *)was, sizeof(*was), (__be32 *)addr, sizeof(*addr), 0));
+}
+
 /*
- * A whole packet of TCP, UDP or echo: its source or destination becomes addr and port. p keeps what was.
- * 0 or -SU_DROP_MALFORMED.
+ * A whole packet of TCP, UDP or echo, or a fragment that was followed: its source or destination becomes addr and port.
+ * p keeps what was. 0 or -SU_DROP_MALFORMED.
  */
 static __noinline int su_rewrite(struct __sk_buff *skb, const struct su_pkt *p, __u32 how, const struct su_addr *addr,
 				 __u32 port)
 {
 	enum su_summed summed = su_summed(skb);
 	enum su_side side = how & SU_DST;
-	int err;
+	int err = 0;
 
-	if (summed == SU_SUMMED_COMPLETE)
+	if (p->frag_at)
+		su_rewrite_later(skb, p, side, addr, summed);
+	else if (summed == SU_SUMMED_COMPLETE)
 		err = su_rewrite_l4_slow(skb, p, how, addr, port);
 	else
 		err = su_rewrite_l4(skb, p, side, addr, port, summed == SU_SUMMED_PARTIAL);

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables and packets for the steering tests.
 
-node 1 (10.0.1.11, fd00:1::11): this one     2 (10.0.1.12), 3 (10.0.1.13): others     4 (fd00:1::14)     5: not in use
+node 1 (10.0.1.11, fd00:1::11): this one, fit     2 (10.0.1.12), 3 (10.0.1.13): others     4 (fd00:1::14)
+5: not in use
 
 198.51.101.10, 2001:db8::20   site 2, whose nodes are 2 3 4, 5 (not in use), 7 (unfit)
 198.51.101.11   site 3: all down      198.51.101.12   site 7, which has no nodes
 198.51.101.13   site 4: one unfit node, the others down
+all others      this node's site: homes of fragments are 1, 2 and 1; one unfit, one down
 
 198.51.100.10   2,048 ports each: part 0 nobody's, then 1 2 3 1 2 3 4 5 9 ... (9: in no table)
 198.51.100.20   static: 9000-9009 node 1, 9010-9019 node 2, the rest nobody's
@@ -31,10 +33,12 @@ from softunicast.kernel import netns
 from softunicast.kernel.abi import (
     NONE,
     Address,
+    Control,
     List,
     Node,
     NodeFlag,
     Owner,
+    ProbeFlag,
     Settings,
     Site,
     Uplink,
@@ -42,7 +46,7 @@ from softunicast.kernel.abi import (
 from softunicast.kernel.abi_util import addr_bytes, prefix_key
 from softunicast.kernel.bpf import BpfObject, object_path
 from softunicast.steering.oracle import Tables, checksum
-from tests.support.packets import extension, fragment6, header6, routing
+from tests.support.packets import extension, fragment6, fragments, header6, routing
 
 GUE_PORT: Final = 6080
 UNDERLAYS: Final = ("10.0.1.11", "fd00:1::11")
@@ -107,11 +111,20 @@ def map_contents(uplinks: tuple[Uplink, ...] = (Uplink(99, MTU),)) -> dict[str, 
             u32(DOWN): Node(packed("10.0.1.16"), NodeFlag.SET | NodeFlag.DOWN).pack(),
             u32(UNFIT): Node(packed("10.0.1.13"), NodeFlag.SET | NodeFlag.UNFIT).pack(),
         },
-        "sites": {u32(AWAY): Site(10, 6).pack(), u32(DARK): Site(15, 3).pack(), u32(DRAINED): Site(18, 3).pack()},
+        "control": {u32(0): Control(probe_flags=ProbeFlag.FIT).pack()},
+        "sites": {
+            u32(HOME): Site(21, 5).pack(),
+            u32(AWAY): Site(10, 6).pack(),
+            u32(DARK): Site(15, 3).pack(),
+            u32(DRAINED): Site(18, 3).pack(),
+        },
         "site_nodes": {
             u32(10 + i): u32(n)
             for i, n in enumerate(
-                [*(OTHER, THIRD, IP6_NODE, UNUSED, UNFIT), *(DOWN, DOWN, UNUSED), *(DOWN, UNFIT, UNUSED)]
+                [
+                    *(OTHER, THIRD, IP6_NODE, UNUSED, UNFIT, *(DOWN, DOWN, UNUSED), *(DOWN, UNFIT, UNUSED)),
+                    *(ME, OTHER, ME, UNFIT, DOWN),
+                ]
             )
         },
         "peers": {
@@ -181,7 +194,7 @@ def tables(contents: dict[str, dict[bytes, bytes]], *underlays: str) -> Tables:
 
 
 def ip4(source: str, target: str, proto: int, payload: bytes, **change: int) -> bytes:
-    """An IPv4 packet; `change`: tos, ttl, frag (flags and offset), total, options (words)."""
+    """An IPv4 packet; `change`: tos, ttl, frag (flags and offset), ident, total, options (words)."""
     options = bytes([1]) * 4 * change.get("options", 0)
     length = 20 + len(options)
     total = change.get("total", length + len(payload))
@@ -190,7 +203,7 @@ def ip4(source: str, target: str, proto: int, payload: bytes, **change: int) -> 
         0x40 | length // 4,
         change.get("tos", 0),
         total,
-        0x1234,
+        change.get("ident", 0x1234),
         change.get("frag", 0x4000),
         change.get("ttl", 60),
         proto,
@@ -245,6 +258,9 @@ class Generator:
 
     seed: int
     random: random.Random = field(init=False)
+    waiting: list[bytes] = field(default_factory=list)
+    """Fragments of which earlier ones have been given."""
+    ident: int = 0
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -294,6 +310,7 @@ class Generator:
             change["total"] = r.choice([0, 19, 30, 65535])
         if not v6 and r.random() < 0.06:
             change["frag"] = r.choice([0x2000, 0x2010, 0x0010])
+            change["ident"] = r.getrandbits(16)
         if not v6 and r.random() < 0.06:
             change["options"] = r.randrange(1, 11)
         packet = (ip6 if v6 else ip4)(remote, target, proto, body, **change)
@@ -308,6 +325,41 @@ class Generator:
             lambda: fragment6(r.getrandbits(32), r.choice([0, 0, 0, 1480]), more=r.random() < 0.3),
         ]
         return [r.choices(kinds, [6, 2, 1])[0]() for _ in range(r.choice([1, 1, 2, 3, 6, 7]))]
+
+    def datagram(self) -> list[bytes]:
+        """One in fragments, most of them in their order; of TCP some that reach into its header."""
+        r = self.random
+        v6 = r.random() < 0.4
+        target = r.choice(
+            ["2001:db8::10"] * 4 + ["2001:db8::20"]
+            if v6
+            else ["198.51.100.10", "198.51.100.20"] * 3 + ["198.51.101.10", "198.51.101.11", "198.51.101.12"]
+        )
+        remote = "2001:db8:ffff::1" if v6 else r.choice(["203.0.113.1", "192.0.2.7"])
+        local, body = self.port(target), bytes(r.choice([60, 500, 1400]))
+        echo, proto = ((128, 129), 58) if v6 else ((8, 0), 1)
+        proto, body = r.choice(
+            [(17, udp(443, local, body))] * 4
+            + [(6, tcp(443, local, body))] * 2
+            + [(proto, icmp(echo[1], 0, body, local))] * 3
+            + [(proto, icmp(echo[0], 0, body, local)), (47, body)]
+        )
+        self.ident += 1
+        packet = (ip6 if v6 else ip4)(remote, target, proto, body, ttl=r.choice([2, 64]), tos=r.randrange(256))
+        pieces = fragments(packet, r.choice([24, 32, 512]), self.ident)[:4]
+        if proto == 6 and not v6 and r.random() < 0.5:
+            pieces.insert(1, ip4(remote, target, 6, bytes(16), frag=0x2001, ident=self.ident))
+        if r.random() < 0.1:
+            r.shuffle(pieces)
+        return pieces
+
+    def fragment(self) -> bytes:
+        """The next one of a datagram, plain or in the tunnel."""
+        r = self.random
+        if not self.waiting:
+            self.waiting = self.datagram()
+        piece = self.waiting.pop(0)
+        return piece if r.random() < 0.6 else gue(piece, r.choice(["10.0.1.12", "10.0.1.13"]), flags=r.choice([0, 2]))
 
     def encapsulated(self) -> bytes:
         r = self.random
@@ -337,7 +389,10 @@ class Generator:
     def frame(self) -> bytes:
         r = self.random
         kind = r.random()
-        packet = self.plain() if kind < 0.45 else self.probe() if kind < 0.48 else self.encapsulated()
+        if kind < 0.15:
+            packet = self.fragment()
+        else:
+            packet = self.plain() if kind < 0.5 else self.probe() if kind < 0.53 else self.encapsulated()
         whole = frame(packet, 0x0806 if r.random() < 0.01 else None)
         if r.random() < 0.05:
             # The kernel's test run refuses frames shorter than the IP header that their type announces.

@@ -134,9 +134,10 @@ def test_dropped(b: Bench, name: str) -> None:
     assert b.plane.flows() == {}
 
 
-def test_fragment_is_dropped(b: Bench) -> None:
-    assert b.guard(header4(udp(SLICE, 9003, SERVER, 53), flags=0x2000)).verdict == SHOT
-    assert b.plane.drops() == {Drop.FRAGMENT: 1}
+def test_fragments_without_ports_are_dropped(b: Bench) -> None:
+    assert b.guard(header4(gre(SLICE, SERVER), flags=0x2000)).verdict == SHOT
+    assert b.guard(header4(gre(SLICE, SERVER), flags=0x0010)).verdict == SHOT
+    assert b.plane.drops() == {Drop.FRAGMENT: 1, Drop.FRAGMENT_EARLY: 1}
 
 
 def test_wildcard_ports_are_not_claimed_exactly(b: Bench) -> None:

@@ -153,7 +153,9 @@ DROPS = {
     "no claim": (udp(SERVER, 53, SLICE, 9003), Drop.NO_CLAIM),
     "syn to nobody": (tcp(SERVER, 443, SLICE, 9003, flags=SYN), Drop.NO_CLAIM),
     "nobody's port": (udp(SERVER, 53, SLICE, 8080), Drop.NO_OWNER),
-    "fragment": (header4(udp(SERVER, 53, SLICE, 9003), flags=0x2000), Drop.FRAGMENT),
+    "later fragment": (header4(udp(SERVER, 53, SLICE, 9003), flags=0x0010), Drop.FRAGMENT_EARLY),
+    "first fragment without ports": (header4(gre(SERVER, SLICE), flags=0x2000), Drop.FRAGMENT),
+    "first fragment to nobody": (header4(udp(SERVER, 53, SLICE, 9003), flags=0x2000), Drop.NO_CLAIM),
     "gre": (gre(SERVER, SLICE), Drop.PROTOCOL),
     "error about a stranger": (
         icmp_error(SERVER, SLICE, 3, 3, udp("192.0.2.99", 9003, SERVER, 53)),

@@ -279,8 +279,9 @@ def test_what_is_no_object_is_refused(tmp_path: Path) -> None:
 
 
 def test_settings_that_do_not_fit_are_refused(sample: Path) -> None:
-    with pytest.raises(KernelError, match=r"\.rodata\.settings has 88 bytes, the settings 89"):
-        BpfObject.load(sample, settings=bytes(89))
+    size = Settings.SIZE
+    with pytest.raises(KernelError, match=rf"\.rodata\.settings has {size} bytes, the settings {size + 1}"):
+        BpfObject.load(sample, settings=bytes(size + 1))
 
 
 def test_closing_leaves_no_descriptor(sample: Path) -> None:

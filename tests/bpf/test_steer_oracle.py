@@ -18,7 +18,7 @@ import pytest
 from softunicast.kernel import netns
 from softunicast.kernel.abi import Counter, Drop, Stats, Uplink, UplinkFlag
 from softunicast.kernel.bpf import BpfObject
-from softunicast.steering.oracle import Decision, Tables, Verdict, steer
+from softunicast.steering.oracle import Decision, Fragments, Tables, Verdict, steer
 from tests.bpf import steer_support as support
 
 TC_UNSPEC, TC_SHOT, TC_REDIRECT = 0xFFFFFFFF, 2, 7
@@ -46,7 +46,6 @@ MINIMUM = {
     ("drop", Drop.FINAL_NOT_MINE, True): 20,
     ("drop", Drop.TTL, False): 5,
     ("drop", Drop.MALFORMED, False): 40,
-    ("drop", Drop.FRAGMENT, False): 10,
     ("drop", Drop.PROTOCOL, False): 10,
     ("drop", Drop.ERROR_UNKNOWN, False): 20,
     ("drop", Drop.TOO_BIG, False): 5,
@@ -61,6 +60,13 @@ TUNNELS = {
 }
 # Which packets meet a node that has no underlay address of their family.
 ALONE = {"IPv4 only": ("10.0.1.11",), "IPv6 only": ("fd00:1::11",)}
+# XDP leaves to tc behind what must be remembered.
+AT_TC = {
+    ("drop", Drop.FRAGMENT, False): 3,
+    ("drop", Drop.FRAGMENT_EARLY, False): 20,
+}
+FOLLOWED = 60
+"""Fragments of 2,000 packets whose ports the program knew."""
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +106,13 @@ def test_the_programs_and_the_oracle_agree(
     verdicts = TC_VERDICTS if name == "su_steer_tc" else XDP_VERDICTS
     met: Tally[tuple[str, Drop, bool]] = Tally()
     tunnels: Tally[tuple[int, int, int]] = Tally()
+    fragments = Fragments()
     before = totals(loaded)
     with netns.enter(world[0]):
         for number in range(PACKETS):
             frame = generator.frame()
-            expected = steer(tables, frame, xdp=name == "su_steer")
+            now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+            expected = steer(tables, frame, xdp=name == "su_steer", fragments=fragments, now_ns=now_ns)
             run = program.test_run(frame)
             verdict = verdicts.get(run.retval)
             if name == "su_steer" and expected.drop is Drop.TOO_BIG:
@@ -133,9 +141,13 @@ def test_the_programs_and_the_oracle_agree(
     answered = met["answer", Drop.NONE, False]
     assert after.counters[Counter.PROBE_ANSWERED] - before.counters[Counter.PROBE_ANSWERED] == answered
     assert PACKETS < 2000 or (answered >= 10 * PACKETS // 2000) == (name == "su_steer_tc")
-    unknown = {drop for _, drop, _ in met} - {drop for _, drop, _ in MINIMUM}
+    followed = after.counters[Counter.FRAGMENTS] - before.counters[Counter.FRAGMENTS]
+    assert followed == fragments.followed
+    assert PACKETS < 2000 or (followed >= FOLLOWED * PACKETS // 2000) == (name == "su_steer_tc")
+    minimum = MINIMUM | (AT_TC if name == "su_steer_tc" else {})
+    unknown = {drop for _, drop, _ in met} - {drop for _, drop, _ in minimum}
     assert not unknown, f"seed {seed}: reasons without a minimum: {unknown}"
-    wanted = {key: least * PACKETS // 2000 for key, least in MINIMUM.items()} if PACKETS >= 2000 else {}
+    wanted = {key: least * PACKETS // 2000 for key, least in minimum.items()} if PACKETS >= 2000 else {}
     lacking = {key: met[key] for key, least in wanted.items() if sum_like(met, key) < least}
     print(dict(sorted(tunnels.items())))
     few = {key: tunnels[key] for key, least in TUNNELS.items() if tunnels[key] < least * PACKETS // 2000}
@@ -164,12 +176,13 @@ def test_they_agree_where_a_node_has_no_address_of_that_family(name: str, alone:
     contents = support.map_contents((Uplink(world[1], support.MTU, UplinkFlag.XMIT),))
     seed = int(os.environ.get("SOFTUNICAST_SEED", time.time_ns() % 1_000_000_007))
     print(f"seed {seed}")
-    generator, tables = support.Generator(seed), support.tables(contents, *ALONE[alone])
+    generator, tables, fragments = support.Generator(seed), support.tables(contents, *ALONE[alone]), Fragments()
     refused = carried = 0
     with netns.enter(world[0]), support.load(contents, *ALONE[alone]) as loaded:
         for number in range(PACKETS // 10):
             frame = generator.frame()
-            expected = steer(tables, frame, xdp=name == "su_steer")
+            now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+            expected = steer(tables, frame, xdp=name == "su_steer", fragments=fragments, now_ns=now_ns)
             run = loaded.programs[name].test_run(frame)
             if name == "su_steer" and expected.drop is Drop.TOO_BIG:
                 expected = replace(expected, verdict=Verdict.PASS, frame=frame)

@@ -18,6 +18,7 @@ from softunicast.kernel.bpf import BpfObject
 from softunicast.steering.oracle import checksum
 from tests.bpf import steer_support as support
 from tests.bpf.steer_support import frame, gue, icmp, ip4, ip6, tcp, udp
+from tests.support.packets import fragments
 from tests.support.wait import wait_until
 
 PASS, CARRY, DROP = "pass", "carry", "drop"
@@ -302,8 +303,7 @@ DROPS = {
     "inner from the underlay": (gue(ip4("10.0.1.50", STATIC, 6, tcp(443, 9001))), Drop.INNER_INTERNAL),
     "inner from a slice": (gue(ip4("198.51.100.10", STATIC, 6, tcp(443, 9001))), Drop.INNER_INTERNAL),
     "ttl": (ip4(REMOTE, STATIC, 6, tcp(443, 9012), ttl=1), Drop.TTL),
-    "fragment": (ip4(REMOTE, STATIC, 6, tcp(443, 9012), frag=0x0010), Drop.FRAGMENT),
-    "first fragment": (ip4(REMOTE, STATIC, 6, tcp(443, 9012), frag=0x2000), Drop.FRAGMENT),
+    "fragment for a site that is down": (ip4(REMOTE, "198.51.101.11", 17, b"x" * 8, frag=0x0010), Drop.SITE_DOWN),
     "protocol": (ip4(REMOTE, STATIC, 47, b"gre....."), Drop.PROTOCOL),
     "error of another address": (
         ip4(REMOTE, STATIC, 1, icmp(3, 4, quote("198.51.100.10"))),
@@ -342,6 +342,67 @@ def test_drops_are_counted_by_name(steer: Entry, case: str) -> None:
     )
     last = LastDrop.unpack(steer.loaded.maps["last_drops"].lookup(support.u32(reason)) or b"")
     assert last.boot_ns > 0
+
+
+@pytest.mark.parametrize("tags", [b"\x81\0\0\x64", b"\x88\xa8\0\7\x81\0\0\x64"], ids=["802.1Q", "802.1ad"])
+def test_a_frame_with_a_tag_is_a_vlan_device_s(steer: Entry, tags: bytes) -> None:
+    """Another's answer, and one in the tunnel: without the tag they would be carried, and taken out."""
+    for packet in (ip4(REMOTE, STATIC, 6, tcp(443, 9012)), gue(ip4(REMOTE, STATIC, 6, tcp(443, 9001)))):
+        tagged = support.MACS + tags + b"\x08\0" + packet
+        result = steer(tagged)
+        assert (result.verdict, result.data, result.drops, result.counters) == (PASS, tagged, {}, {})
+
+
+def home_of(ident: int) -> bytes:
+    """By hand: flow_hash over both addresses, the id and UDP, modulo five nodes; down and unfit ones are asked past."""
+    source, target = (int.from_bytes(ip_address(text).packed, "big") ^ 0xFFFF for text in (REMOTE, STATIC))
+    number = (source * 0x9E3779B1 ^ target * 0x85EBCA6B ^ ident * 0xC2B2AE35 ^ 17) & 0xFFFFFFFF
+    number = (number ^ number >> 16) * 0x7FEB352D & 0xFFFFFFFF
+    number ^= number >> 15
+    homes = [b"here", ip_address("10.0.1.12").packed, b"here", None, None]
+    while (home := homes[number % 5]) is None:
+        number = (number * 0x85EBCA6B + 0x9E3779B1) & 0xFFFFFFFF
+    return home
+
+
+def test_fragments_meet_at_their_home(steer: Entry) -> None:
+    """Whoever owns the port: 9001 is this node's, 9012 another's. What is at home is tc's to know."""
+    homes = set()
+    for ident in range(40, 60):
+        for port in (9001, 9012):
+            first, *later = fragments(ip4(REMOTE, STATIC, 17, udp(443, port, bytes(100))), 48, ident + port)
+            home = home_of(ident + port)
+            homes.add(home)
+            for piece in (first, *later):
+                result = steer(frame(piece))
+                if home != b"here":
+                    assert (result.verdict, result.data[30:34], result.data[44:46]) == (CARRY, home, b"\0\0")
+                    assert result.counters == {Counter.CARRIED_OUT: 1}
+                elif steer.name == "su_steer":
+                    assert (result.verdict, result.data, result.counters) == (PASS, frame(piece), {})
+                elif port == 9001:
+                    assert (result.verdict, result.data, result.counters) == (
+                        PASS,
+                        frame(piece),
+                        {Counter.FRAGMENTS: 1},
+                    )
+                else:
+                    assert (result.verdict, result.data[30:34]) == (CARRY, ip_address("10.0.1.12").packed)
+    assert len(homes) == 2
+
+
+def test_a_fragment_in_the_tunnel_is_at_home(steer: Entry) -> None:
+    for ident in range(80, 100):  # whatever its hash
+        first, *later = fragments(ip4(REMOTE, STATIC, 17, udp(443, 9001, bytes(100))), 48, ident)
+        for final in (0, 2):
+            for piece in (first, *later):
+                whole = frame(gue(piece, flags=final))
+                result = steer(whole)
+                if steer.name == "su_steer":
+                    assert (result.verdict, result.data, result.counters) == (PASS, whole, {})
+                else:
+                    assert (result.verdict, result.data[12:]) == (PASS, b"\x08\0" + piece)
+                    assert result.counters == {Counter.FRAGMENTS: 1, Counter.CARRIED_IN: 1}
 
 
 def test_the_largest_packet_that_fits_the_tunnel(steer: Entry) -> None:

@@ -62,6 +62,8 @@ class Seen:
     ip6: bool = False
     options: bool = False
     fragment: bool = False
+    fragment_at: int = 0
+    ident: int = 0
     ports: tuple[int, int] | None = None
     error: bool = False
     echo_request: bool = False
@@ -77,7 +79,8 @@ def by_model(frame: bytes) -> Seen:
         return Seen(malformed=True)
     return Seen(
         False, False, packet.source, packet.target, packet.proto, packet.ttl, packet.tos, packet.total, packet.layer4,
-        packet.ip6, packet.options, packet.fragment, packet.ports, packet.error, packet.echo_request, packet.quoted,
+        packet.ip6, packet.options, packet.fragment, packet.fragment_at, packet.ident, packet.ports, packet.error,
+        packet.echo_request, packet.quoted,
     )  # fmt: skip
 
 
@@ -93,12 +96,13 @@ def by_kernel(loaded: BpfObject, frame: bytes) -> Seen:
         return Seen(malformed=False, not_ip=True)
     if error:
         raise Different(f"su_parse answers {error}")
-    (_, _, layer4, _, _, _, total, _, _, _, flags, proto, ttl, tos, _, _, _, _) = rest
+    (_, _, layer4, _, _, _, total, fragment_at, ident, _, flags, proto, ttl, tos, _, _, _, _) = rest
+    number = int.from_bytes(ident if flags & IP6 else ident[:2], "big") if flags & FRAG else 0
     source_port, target_port, q_port, _ = struct.unpack("!4H", ports)
     return Seen(
         False, False, source, target, proto, ttl, tos, total, layer4, bool(flags & IP6), bool(flags & OPTIONS),
-        bool(flags & FRAG), (source_port, target_port) if flags & PORTS else None, bool(flags & ERROR),
-        bool(flags & ECHO_REQUEST), (q_source, q_port) if flags & QUOTE else None,
+        bool(flags & FRAG), fragment_at, number, (source_port, target_port) if flags & PORTS else None,
+        bool(flags & ERROR), bool(flags & ECHO_REQUEST), (q_source, q_port) if flags & QUOTE else None,
     )  # fmt: skip
 
 

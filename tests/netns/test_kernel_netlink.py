@@ -11,7 +11,7 @@ import pytest
 
 from softunicast.errors import KernelError
 from softunicast.kernel import clsact, netns
-from softunicast.kernel.netlink import Netlink
+from softunicast.kernel.netlink import Netlink, below
 from softunicast.kernel.probe import load_trivial
 from softunicast.kernel.programs import ProgramType
 from softunicast.kernel.routing import DefaultRoute, NextHop, Route, Rule
@@ -44,10 +44,25 @@ def test_devices_have_addresses_and_headers(netlink: Netlink) -> None:
     ip("tuntap", "add", "t0", "mode", "tun")
     devices = netlink.devices()
     assert {"lo", "a0", "b0", "a1", "b1", "t0"} == set(devices)
+    assert {device.below for device in devices.values()} == {0}, "a veth's link is its peer, none is a VLAN device"
     assert (devices["a0"].ifindex, devices["a0"].mtu) == (socket.if_nametoindex("a0"), 1600)
     assert set(devices["a0"].addresses) == {"10.1.0.1", "2001:db8:1::1"}
     assert devices["b0"].addresses == ()
     assert devices["a0"].ethernet and not devices["t0"].ethernet
+
+
+@pytest.mark.parametrize(
+    ("link", "index"),
+    [
+        ({"linkinfo": {"kind": "vlan"}, "link": 4}, 4),
+        ({"linkinfo": {"kind": "vlan"}}, 0),  # the one below is in another namespace
+        ({"linkinfo": {"kind": "veth"}, "link": 4}, 0),
+        ({}, 0),
+    ],
+)
+def test_what_a_vlan_device_sends_by(link: dict[str, object], index: int) -> None:
+    """Of messages as they come: not every kernel has VLAN devices."""
+    assert below(link) == index
 
 
 @pytest.mark.parametrize("address", ["198.51.100.10/32", "2001:db8::10/128"])

@@ -41,6 +41,7 @@ from softunicast.kernel.abi import (
     PolicyFlag,
     Pool,
     Settings,
+    Site,
     Slice,
     SliceFlag,
     Stats,
@@ -156,6 +157,12 @@ class Dataplane:
             self.put("owners", u32(base + port), Owner(node, index).pack())
         return index
 
+    def set_site(self, *nodes: int) -> None:
+        """This node's site has these nodes: where fragments of one datagram meet."""
+        for place, node in enumerate(nodes):
+            self.put("site_nodes", u32(place), u32(node))
+        self.put("sites", u32(SETTINGS.site), Site(0, len(nodes)).pack())
+
     def write_slices(self) -> None:
         for index, one in enumerate(self.slices):
             self.put("slices", u32(index), one.pack())
@@ -186,6 +193,7 @@ class Dataplane:
         self.put("nodes", u32(ME), Node(packed(UNDERLAY), 1).pack())
         self.put("nodes", u32(OTHER), Node(packed("192.0.2.12"), 1).pack())
         self.put("peers", packed("192.0.2.12"), u32(OTHER))
+        self.set_site(ME)
         self.put("uplinks", u32(0), Uplink(uplink, mtu, UplinkFlag.ONE_HOP).pack())
         self.add_prefix(List.NEVER, "127.0.0.0/8")
         self.add_prefix(List.NEVER, "192.0.2.0/24")

@@ -38,13 +38,14 @@ VOLATILE_MAPS = {
     "onramp_hints",
     "toobig_bucket",
     "ways",
+    "frags",
 }
 # struct su_node of bpf/include/abi.h: an underlay of 16 bytes, then flags; DOWN is 2, UNFIT 4.
 LEARNED_MAP = "nodes"
 LEARNED_BYTE = 16
 LEARNED_BITS = 2 | 4
 LEARNED_FILES = {"agent.lock", "peers.json"}
-NO_DUMP = {"socks", "work", "hops", "onramp_hints", "toobig_bucket", "ways"}
+NO_DUMP = {"socks", "work", "hops", "onramp_hints", "toobig_bucket", "ways", "frags"}
 VOLATILE_KEYS = {
     "expires",
     "cacheinfo",

@@ -71,3 +71,38 @@ def fragment6(ident: int = 0, offset: int = 0, *, more: bool = False) -> tuple[i
 def gre(source: str, target: str) -> bytes:
     """A protocol without ports."""
     return ip(source, target, 47, b"\0\0\x08\0" + b"x" * 20)
+
+
+def fragments(packet: bytes, size: int, ident: int = 7) -> list[bytes]:
+    """An IPv4 or IPv6 packet without options in fragments of `size` bytes (a multiple of eight), in their order."""
+    start = 40 if packet[0] >> 4 == 6 else 20
+    body = packet[start:]
+    pieces = []
+    for at in range(0, len(body), size):
+        more, piece = at + size < len(body), body[at : at + size]
+        if start == 40:
+            whole = packet[:4] + struct.pack("!H", len(piece)) + packet[6:40] + piece
+            pieces.append(header6(whole, fragment6(ident, at, more=more)))
+        else:
+            head = packet[:4] + struct.pack("!H", ident) + packet[6:20]
+            pieces.append(header4(head + piece, flags=at // 8 | more << 13))
+    return pieces
+
+
+def whole(pieces: list[bytes]) -> bytes:
+    """What a receiver makes of fragments that came in order; ValueError: they are not all of one datagram."""
+    first = pieces[0]
+    same, body, end = set(), b"", False
+    for piece in pieces:
+        seen = parse(piece)
+        if end or seen.fragment_offset != len(body):
+            raise ValueError(f"a fragment at {seen.fragment_offset}, {len(body)} bytes are there")
+        same.add((seen.source, seen.destination, seen.ident))
+        start = 48 if seen.version == 6 else 20
+        body += piece[start:]
+        end = not seen.more_fragments
+    if len(same) != 1 or not end:
+        raise ValueError(f"not one whole datagram: {same}")
+    if first[0] >> 4 == 6:
+        return first[:4] + struct.pack("!HB", len(body), first[40]) + first[7:40] + body
+    return header4(first[:20] + body, flags=0)

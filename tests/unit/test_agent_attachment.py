@@ -61,6 +61,15 @@ def test_choice(attach: str | dict[str, str], entries: Entries, hook: Hook, why:
     assert why in choice.why
 
 
+def test_a_card_may_hide_from_xdp_what_is_its_vlan_devices() -> None:
+    devices = {**FACTS.devices, "eth0.7": Device("eth0.7", 9, 1500, below=2)}
+    facts = replace(FACTS, devices=devices, entries={"eth0": CARD, "eth1": CARD, "eth0.7": replace(CARD, kind="vlan")})
+    found = choices(node("auto", "eth0", "eth1", "eth0.7"), facts, {})
+    assert [choice.hook for choice in found.values()] == [Hook.INGRESS, Hook.XDP, Hook.INGRESS]
+    assert "it carries eth0.7" in found["eth0"].why
+    assert choices(node("xdp"), facts, {})["eth0"].hook is Hook.XDP
+
+
 def test_devices_without_ethernet_and_those_that_are_not_there() -> None:
     found = choices(node("xdp", "tun0", "eth9"), FACTS, {})
     assert list(found) == ["tun0"]

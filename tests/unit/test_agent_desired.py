@@ -205,6 +205,11 @@ def test_uplinks_keep_their_places() -> None:
     assert uplinks(second) == {1: abi.Uplink(9, 9000)}
 
 
+def test_an_uplink_that_is_a_vlan_device_names_the_one_below() -> None:
+    devices = {**DEVICES, "up0": replace(DEVICES["up0"], below=5)}
+    assert uplinks(replace(FACTS, devices=devices))[0].below == 5
+
+
 @pytest.mark.parametrize(
     ("hops", "one"),
     [

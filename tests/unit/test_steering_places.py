@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from softunicast.model.fleet import static_shifts
@@ -44,6 +44,7 @@ def lists(found: Places) -> list[Block]:
     return [Block(known.first, len(known.nodes)) for known in found.lists.values()]
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # whole plans are read
 @given(st.lists(PLANS, min_size=2, max_size=5))
 def test_everything_keeps_its_place(plans: list[Plan]) -> None:
     before = places(plans[0], ME)
@@ -76,7 +77,7 @@ def test_the_first_places() -> None:
     assert found.nodes == {"a": 1, "m": 2, "x": 3, "z": 4}
     assert found.sites == {"far": 1, "home": 2}
     assert found.owners == {"198.51.100.9": Block(0, 64), "198.51.100.10": Block(64, 32)}
-    assert found.lists == {"far": SiteList(0, ("a", "x"))}
+    assert found.lists == {"far": SiteList(0, ("a", "x")), "home": SiteList(2, ("m", "z"))}
 
 
 def test_a_static_address_is_cut_as_coarsely_as_its_slices_allow() -> None:

@@ -62,7 +62,8 @@ def choose(mode: str, name: str, facts: Facts, refused: Refusals) -> Choice:
         return Choice(Hook.INGRESS, f"XDP has {', '.join(entries.foreign_xdp)}, which is not ours", lost=asked)
     wanted = HOOKS[mode] if asked else Hook.XDP
     if not asked:
-        obstacle = _obstacle(entries)
+        above = sorted(other.name for other in facts.devices.values() if other.below == device.ifindex)
+        obstacle = _obstacle(entries, above)
         if obstacle:
             return Choice(Hook.INGRESS, obstacle)
     reason = refused.get((device.ifindex, wanted))
@@ -71,10 +72,12 @@ def choose(mode: str, name: str, facts: Facts, refused: Refusals) -> Choice:
     return Choice(wanted, "as the plan says" if asked else "its driver can")
 
 
-def _obstacle(entries: Entries) -> str:
-    """Why XDP would not gain here; empty: it would."""
+def _obstacle(entries: Entries, above: list[str]) -> str:
+    """Why XDP would not gain here, or would see what is not this device's; empty: it would. `above`: VLAN devices."""
     if entries.kind:
         return f"a {entries.kind} is virtual and hands over whole segments"
+    if above:
+        return f"it carries {', '.join(above)}: a card that takes tags off would hide from XDP that frames are theirs"
     if entries.features is None:
         return "this kernel does not tell what its driver can at XDP"
     lacking = (XdpFeature.BASIC | XdpFeature.REDIRECT) & ~entries.features

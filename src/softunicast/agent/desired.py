@@ -249,7 +249,9 @@ def uplink_table(node: Node, facts: Facts, chosen: Mapping[str, Choice]) -> dict
     for index, name in enumerate(node.uplinks):
         if (device := facts.devices.get(name)) is not None:
             flags = _uplink_flags(name, facts, chosen[name])
-            table[index.to_bytes(4, sys.byteorder)] = abi.Uplink(device.ifindex, device.mtu, int(flags)).pack()
+            table[index.to_bytes(4, sys.byteorder)] = abi.Uplink(
+                device.ifindex, device.mtu, int(flags), device.below
+            ).pack()
     return table
 
 

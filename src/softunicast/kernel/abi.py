@@ -31,6 +31,9 @@ NONE: Final = 0xFFFFFFFF
 WORD_GEN_SHIFT: Final = 40
 WORD_STATE_SHIFT: Final = 32
 CROWD_PORTS: Final = 2048
+FRAG_INTERNET: Final = 0
+FRAG_STACK: Final = 0xFFFFFFFF
+FRAG_NS: Final = 5000000000
 HOPS: Final = 16
 HOP_NS: Final = 1000000000
 GUE_PORT: Final = 6080
@@ -141,6 +144,7 @@ class Drop(IntEnum):
     INBOUND_NEW = 29
     ECN = 30
     SITE_DOWN = 31
+    FRAGMENT_EARLY = 32
 
 
 DROP_MAX: Final = 48
@@ -178,6 +182,7 @@ class Counter(IntEnum):
     STALE_ORIGIN = 28
     ADOPTED = 29
     PROBE_ANSWERED = 30
+    FRAGMENTS = 31
 
 
 COUNTER_MAX: Final = 48
@@ -797,28 +802,105 @@ class Crowd(Structure):
 
 
 @structure
+class FragKey(Structure):
+    """struct su_frag_key."""
+
+    SIZE: ClassVar[int] = 44
+    _CODEC: ClassVar[struct.Struct] = struct.Struct("=16s16sIIB3x")
+
+    src: bytes = NO_ADDRESS
+    dst: bytes = NO_ADDRESS
+    id: int = 0
+    entry: int = 0
+    proto: int = 0
+
+    def __init__(
+        self, src: bytes = NO_ADDRESS, dst: bytes = NO_ADDRESS, id: int = 0, entry: int = 0, proto: int = 0
+    ) -> None:
+        put(self, "src", src)
+        put(self, "dst", dst)
+        put(self, "id", id)
+        put(self, "entry", entry)
+        put(self, "proto", proto)
+
+    def pack(self) -> bytes:
+        return self._CODEC.pack(_address(self.src), _address(self.dst), htonl(self.id), self.entry, self.proto)
+
+    @classmethod
+    def unpack(cls, data: bytes | bytearray | memoryview) -> FragKey:
+        v = cls._CODEC.unpack(data)
+        return cls(v[0], v[1], ntohl(v[2]), v[3], v[4])
+
+
+@structure
+class Frag(Structure):
+    """struct su_frag."""
+
+    SIZE: ClassVar[int] = 24
+    _CODEC: ClassVar[struct.Struct] = struct.Struct("=QHHB1xHII")
+
+    learned_ns: int = 0
+    sport: int = 0
+    dport: int = 0
+    proto: int = 0
+    flags: int = 0
+    check: int = 0
+    pad2: int = 0
+
+    def __init__(
+        self,
+        learned_ns: int = 0,
+        sport: int = 0,
+        dport: int = 0,
+        proto: int = 0,
+        flags: int = 0,
+        check: int = 0,
+        pad2: int = 0,
+    ) -> None:
+        put(self, "learned_ns", learned_ns)
+        put(self, "sport", sport)
+        put(self, "dport", dport)
+        put(self, "proto", proto)
+        put(self, "flags", flags)
+        put(self, "check", check)
+        put(self, "pad2", pad2)
+
+    def pack(self) -> bytes:
+        return self._CODEC.pack(
+            self.learned_ns, htons(self.sport), htons(self.dport), self.proto, self.flags, self.check, self.pad2
+        )
+
+    @classmethod
+    def unpack(cls, data: bytes | bytearray | memoryview) -> Frag:
+        v = cls._CODEC.unpack(data)
+        return cls(v[0], ntohs(v[1]), ntohs(v[2]), v[3], v[4], v[5], v[6])
+
+
+@structure
 class Uplink(Structure):
     """struct su_uplink."""
 
     SIZE: ClassVar[int] = 16
-    _CODEC: ClassVar[struct.Struct] = struct.Struct("=III4x")
+    _CODEC: ClassVar[struct.Struct] = struct.Struct("=IIII")
 
     ifindex: int = 0
     mtu: int = 0
     flags: int = 0
+    below: int = 0
 
-    def __init__(self, ifindex: int = 0, mtu: int = 0, flags: int = 0) -> None:
+    def __init__(self, ifindex: int = 0, mtu: int = 0, flags: int = 0, below: int = 0) -> None:
         put(self, "ifindex", ifindex)
         put(self, "mtu", mtu)
         put(self, "flags", flags)
+        put(self, "below", below)
 
     def pack(self) -> bytes:
-        return self._CODEC.pack(self.ifindex, self.mtu, self.flags)
+        return self._CODEC.pack(self.ifindex, self.mtu, self.flags, self.below)
 
     @classmethod
     def unpack(cls, data: bytes | bytearray | memoryview) -> Uplink:
         v = cls._CODEC.unpack(data)
-        return cls(v[0], v[1], v[2])
+        return cls(v[0], v[1], v[2], v[3])
 
 
 @structure
@@ -1155,7 +1237,7 @@ DROP_MEANINGS: Final[Mapping[Drop, str]] = {
     Drop.TTL: "time to live used up while being carried",
     Drop.SPOOFED: "a client's source is not among its on-ramp's",
     Drop.MALFORMED: "too short, or headers that contradict themselves",
-    Drop.FRAGMENT: "a fragment: ports unknown",
+    Drop.FRAGMENT: "a first fragment without ports, or a later one whose flow has no claim",
     Drop.PROTOCOL: "from a client, a protocol without ports",
     Drop.SLICE_FULL: "no port left towards that destination",
     Drop.TABLE_FULL: "`flows` is full",
@@ -1176,6 +1258,7 @@ DROP_MEANINGS: Final[Mapping[Drop, str]] = {
     Drop.INBOUND_NEW: "inbound, would begin a flow on a claim that allows none (a SYN to a client)",
     Drop.ECN: "congestion marked in the tunnel on a packet that cannot say so (RFC 6040)",
     Drop.SITE_DOWN: "for another site, none of whose nodes answers",
+    Drop.FRAGMENT_EARLY: "a later fragment, and its first one, which has the ports, has not been here",
 }
 
 
@@ -1211,4 +1294,5 @@ COUNTER_MEANINGS: Final[Mapping[Counter, str]] = {
     Counter.STALE_ORIGIN: "hints that no longer held",
     Counter.ADOPTED: "living sockets claimed at start",
     Counter.PROBE_ANSWERED: "probes of other nodes answered",
+    Counter.FRAGMENTS: "fragments whose ports were known, first ones too",
 }

@@ -48,6 +48,11 @@ def _naming(what: str, *ignored: int) -> Iterator[None]:
         raise KernelError(f"{what}: {error.strerror or error}", errno=error.errno or 0) from error
 
 
+def below(link: Any) -> int:
+    """The device that a VLAN device sends by (IFLA_LINK); 0: it is none. A veth's is its peer."""
+    return int(link.get("link") or 0) if (link.get("linkinfo") or {}).get("kind") == "vlan" else 0
+
+
 class Netlink:
     """An rtnetlink socket of the namespace the thread is in when it is made. Context manager."""
 
@@ -77,7 +82,13 @@ class Netlink:
             name, index = link.get("ifname"), link["index"]
             up = link["flags"] & _UP_AND_RUNNING == _UP_AND_RUNNING
             found[name] = Device(
-                name, index, int(link.get("mtu") or 0), link["ifi_type"], tuple(addresses.get(index, ())), up
+                name,
+                index,
+                int(link.get("mtu") or 0),
+                link["ifi_type"],
+                tuple(addresses.get(index, ())),
+                up,
+                below(link),
             )
         return found
 

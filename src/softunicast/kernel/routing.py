@@ -16,7 +16,7 @@ ARPHRD_ETHER: Final = 1
 @dataclass(frozen=True, slots=True)
 class Device:
     """A network device of this namespace. `arphrd`: /sys/class/net/*/type; `mtu` in bytes without link header; `up`:
-    administratively, and its carrier too."""
+    administratively, and its carrier too; `below`: of a VLAN device, the ifindex of the one it sends by, else 0."""
 
     name: str
     ifindex: int
@@ -24,6 +24,7 @@ class Device:
     arphrd: int = ARPHRD_ETHER
     addresses: tuple[str, ...] = ()
     up: bool = True
+    below: int = 0
 
     @property
     def ethernet(self) -> bool:

@@ -18,6 +18,10 @@ no code with what it judges.
     the same, but it came as final   DROP   FINAL_NOT_MINE
     no address of the fleet          PASS   as it came
     a probe of another node          ANSWER at tc
+    a plain fragment                 CARRY  to its home, unless that is here; then as the flow of its first one, at tc
+    an encapsulated fragment         as the flow of its first one, at tc
+
+XDP keeps no state: fragments at home, and those in the tunnel, PASS there as they came, for tc behind.
 
 Sources: RFC 791, 8200, 792, 4443 (headers), RFC 6040 (ECN), RFC 1624 (checksums), draft-ietf-intarea-gue-09.
 """
@@ -27,22 +31,25 @@ from __future__ import annotations
 import struct
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from sys import byteorder
 from typing import Final
 
 from softunicast.kernel.abi import (
+    FRAG_NS,
     GUE_CONTROL,
     GUE_FINAL,
     NONE,
     Address,
+    Control,
     Drop,
     List,
     Node,
     NodeFlag,
     Owner,
     Prefix,
+    ProbeFlag,
     ProbeType,
     Settings,
     Site,
@@ -57,6 +64,7 @@ IP6_HEADER: Final = 40
 TAIL: Final = 12
 """UDP and GUE, behind the outer IP header of either family."""
 SITE_TRIES: Final = 64
+TCP_HEADER: Final = 20
 ETH_IP4: Final = 0x0800
 ETH_IP6: Final = 0x86DD
 ICMP, IPIP, TCP, UDP, IP6_IN_IP, ICMP6 = 1, 4, 6, 17, 41, 58
@@ -122,6 +130,7 @@ class Tables:
             frozenset(contents["peers"]),
             tuple((p.addr, p.prefix_len - 32) for p in internal),
             tuple(Uplink.unpack(value) for _, value in sorted(array("uplinks"))),
+            next((Control.unpack(value).probe_flags for _, value in array("control")), 0),
         )
 
     def owner(self, packet: Packet, port: int) -> Owner | Drop:
@@ -133,6 +142,20 @@ class Tables:
         owner = self.owners.get(entry.base + (port >> entry.shift))
         return owner if owner is not None and owner.node != NONE else Drop.NO_OWNER
 
+    def home(self, packet: Packet, carried: bool) -> int | Drop | None:
+        """The node where the fragments of a datagram meet, None: this one. What was carried here is at home."""
+        site = self.addresses[packet.target].site
+        if carried and site == self.settings.site:
+            return None
+        node = self.site_node(site, flow_hash(packet))
+        return None if node == self.settings.node else node
+
+    def is_fit(self, index: int, node: Node) -> bool:
+        """This node counts for what it tells the others."""
+        if index == self.settings.node:
+            return bool(self.probe_flags & ProbeFlag.FIT)
+        return not node.flags & NodeFlag.UNFIT
+
     def site_node(self, site: int, number: int) -> int | Drop:
         """A living node of a site by a hash, su_site_node of steer.h."""
         at = self.sites.get(site, Site())
@@ -143,7 +166,7 @@ class Tables:
             index = self.site_nodes.get(at.first + number % at.count, 0)
             node = self.nodes.get(index)
             if node is not None and node.flags & (NodeFlag.SET | NodeFlag.DOWN) == NodeFlag.SET:
-                if not node.flags & NodeFlag.UNFIT:
+                if self.is_fit(index, node):
                     return index
                 unfit = index if unfit is None else unfit
             number = (number * 0x85EBCA6B + 0x9E3779B1 if turn < 4 else number + 1) & 0xFFFFFFFF
@@ -176,12 +199,43 @@ class Packet:
     """Offset in the frame, 0: unknown."""
     options: bool = False
     fragment: bool = False
+    """Until it was followed."""
+    fragment_at: int = 0
+    """Where in its datagram it belongs, in bytes."""
+    ident: int = 0
     ports: tuple[int, int] | None = None
     error: bool = False
     echo_request: bool = False
     quoted: tuple[bytes, int] | None = None
     """Source address and port of the packet that an ICMP error quotes."""
     malformed: bool = False
+
+
+@dataclass(slots=True)
+class Fragments:
+    """What first fragments said, frag.h. For those that come in by uplinks."""
+
+    said: dict[tuple[bytes, bytes, int, int], tuple[int, int, tuple[int, int], bool]] = field(default_factory=dict)
+    """(source, destination, id, protocol of IPv4) -> when (ns of the boot clock), protocol, ports, echo request."""
+    followed: int = 0
+    """How many."""
+
+    def follow(self, packet: Packet, now_ns: int) -> Drop | None:
+        """Learn from a first fragment, or tell a later one what its first one said."""
+        key = (packet.source, packet.target, packet.ident, 0 if packet.ip6 else packet.proto)
+        if not packet.fragment_at:
+            if packet.ports is None:
+                return Drop.FRAGMENT
+            self.said[key] = (now_ns, packet.proto, packet.ports, packet.echo_request)
+        elif key not in self.said or now_ns - self.said[key][0] >= FRAG_NS:
+            return Drop.FRAGMENT_EARLY
+        else:
+            _, packet.proto, packet.ports, packet.echo_request = self.said[key]
+            if packet.proto == TCP and packet.fragment_at < TCP_HEADER:
+                return Drop.MALFORMED
+        packet.fragment = False
+        self.followed += 1
+        return None
 
 
 class _ShortError(Exception):
@@ -217,11 +271,13 @@ def _parse_ip4(packet: Packet) -> int | None:
         raise _ShortError
     packet.options = length > IP4_HEADER
     packet.tos, packet.ttl, packet.proto = header[1], header[8], header[9]
-    packet.total, fragment = struct.unpack_from("!H2xH", header, 2)
+    packet.total, ident, fragment = struct.unpack_from("!HHH", header, 2)
     if packet.total and packet.total < length:
         raise _ShortError
     packet.source, packet.target = MAPPED + header[12:16], MAPPED + header[16:20]
     packet.fragment = bool(fragment & 0x3FFF)
+    if packet.fragment:
+        packet.ident, packet.fragment_at = ident, (fragment & 0x1FFF) * 8
     packet.layer4 = packet.offset + length
     return None if fragment & 0x1FFF else packet.offset + length
 
@@ -239,6 +295,8 @@ def _parse_ip6(packet: Packet) -> int | None:
     except CutOff:
         raise _ShortError from None
     packet.proto, packet.fragment = chain.proto, chain.is_fragment
+    if packet.fragment:
+        packet.ident, packet.fragment_at = chain.ident, chain.fragment_offset
     packet.options = header[6] in EXTENSIONS
     packet.layer4 = chain.offset
     return None if chain.fragment_offset else chain.offset
@@ -341,16 +399,18 @@ def decapsulated_ecn(inner: int, outer: int) -> int | None:
 
 def flow_hash(packet: Packet) -> int:
     """What all packets of a flow in one direction share, 32 bits: the lower 14 choose the outer source port, the upper
-    20 are the flow label."""
+    20 are the flow label. Of a fragment that was not followed: what the fragments of its datagram share."""
 
     def fold(address: bytes) -> int:
         words: tuple[int, ...] = struct.unpack("!4I", address)
         return words[0] ^ words[1] ^ words[2] ^ words[3]
 
     source_port, target_port = packet.ports or (0, 0)
-    ports = source_port << 16 | target_port
+    ports, proto = source_port << 16 | target_port, packet.proto
+    if packet.fragment:
+        ports, proto = packet.ident, 0 if packet.ip6 else proto
     mixed = fold(packet.source) * 0x9E3779B1 ^ fold(packet.target) * 0x85EBCA6B ^ ports * 0xC2B2AE35
-    mixed = (mixed ^ packet.proto) & 0xFFFFFFFF
+    mixed = (mixed ^ proto) & 0xFFFFFFFF
     mixed = (mixed ^ mixed >> 16) * 0x7FEB352D & 0xFFFFFFFF
     return mixed ^ mixed >> 15
 
@@ -377,11 +437,10 @@ def outer_headers(tables: Tables, packet: Packet, tos: int, node: Node, final: b
 
 
 def where(tables: Tables, packet: Packet) -> Owner | Drop | None:
-    """The owner; a reason to drop; None: the packet stays on this node (not the fleet's, or a ping)."""
+    """The owner; a reason to drop; None: the packet stays on this node (not the fleet's, or a ping). No fragment, or
+    one that was followed."""
     if packet.target not in tables.addresses:
         return None
-    if packet.fragment:
-        return Drop.FRAGMENT
     if packet.echo_request:
         return None
     if packet.error:
@@ -476,9 +535,17 @@ def carry(tables: Tables, packet: Packet, owner: Owner, ecn: int, uncovered: boo
     return Decision(Verdict.CARRY, packet.frame[:12] + outer + inner, node=owner.node, uncovered=uncovered)
 
 
-def steer(tables: Tables, frame: bytes, *, ifindex: int = 0, xdp: bool = False) -> Decision:
+def steer(
+    tables: Tables,
+    frame: bytes,
+    *,
+    ifindex: int = 0,
+    xdp: bool = False,
+    fragments: Fragments | None = None,
+    now_ns: int = 0,
+) -> Decision:
     """What happens to an Ethernet frame (14 bytes and a packet, not segmented) that came in by `ifindex`. XDP leaves
-    probes to tc."""
+    probes, and fragments whose ports are to be known, to tc. `fragments` is what is remembered of them."""
     packet = parse(frame, ETHERNET, int.from_bytes(frame[12:14], "big"))
     if packet is None:
         return Decision(Verdict.PASS, frame)
@@ -496,7 +563,18 @@ def steer(tables: Tables, frame: bytes, *, ifindex: int = 0, xdp: bool = False) 
             return Decision(Verdict.DROP, drop=result)
         packet, ecn, final = result
         uncovered = True
-    owner = where(tables, packet)
+    owner: Owner | Drop | None
+    home: int | Drop | None = None
+    if packet.fragment and packet.target in tables.addresses:
+        home = tables.home(packet, uncovered)
+        if home is None:
+            if xdp:
+                return Decision(Verdict.PASS, frame)
+            home = (Fragments() if fragments is None else fragments).follow(packet, now_ns)
+    if isinstance(home, int):
+        owner = home if isinstance(home, Drop) else Owner(home, NONE)
+    else:
+        owner = where(tables, packet)
     if isinstance(owner, Drop):
         return Decision(Verdict.DROP, drop=owner, uncovered=uncovered)
     if owner is None or owner.node == tables.settings.node:

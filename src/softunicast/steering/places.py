@@ -3,7 +3,7 @@
 
     nodes    name -> index in `nodes`, from 1          sites    name -> index in `sites`, from 1
     owners   address of this site -> its block of `owners`
-    lists    another site -> its block of `site_nodes`, and whose indices are in it
+    lists    site -> its block of `site_nodes`, and whose indices are in it
 
 Programs read these maps while they are written. So what was somewhere at the last reconciliation stays there as long as
 it means the same, and what is new takes a place that nothing old has, not even what has just left. The new block is
@@ -33,7 +33,7 @@ class Block(NamedTuple):
 
 
 class SiteList(NamedTuple):
-    """Another site's nodes, in the order of their names, from `first` on in `site_nodes`."""
+    """A site's nodes, in the order of their names, from `first` on in `site_nodes`."""
 
     first: int
     nodes: tuple[str, ...]
@@ -59,7 +59,7 @@ def places(plan: Plan, node_name: str, last: Places = NOWHERE) -> Places:
         str(address): 65536 >> shift
         for address, shift in sorted(plan.address_shifts(home).items(), key=lambda item: sort_key(item[0]))
     }
-    members = {name: tuple(sorted(site.nodes)) for name, site in sorted(plan.sites.items()) if name != home}
+    members = {name: tuple(sorted(site.nodes)) for name, site in sorted(plan.sites.items())}
     kept = {text: block for text, block in last.owners.items() if counts.get(text) == block.size}
     lists = {name: known for name, known in last.lists.items() if members.get(name) == known.nodes}
     fresh_owners = _blocks(

@@ -3,7 +3,7 @@
 
     addresses   su_addr -> su_address   every address of the fleet: its site; of this site: where its owners are
     owners      index -> su_owner       this site's alone: owners[base + (port >> shift)]
-    sites       index -> su_site        every other site: where its nodes are listed
+    sites       index -> su_site        every site: where its nodes are listed (this one's, for fragments)
     site_nodes  index -> node index     those lists
     nodes       index -> su_node        every node of the fleet, at an underlay address of a family that both have
     peers       su_addr -> index        underlay addresses of every other node: who may encapsulate to this one
