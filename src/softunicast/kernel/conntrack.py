@@ -19,11 +19,16 @@ from typing import Any, Final
 
 from pyroute2 import NFCTSocket
 from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttr, NFCTAttrTuple, nfct_msg
+from pyroute2.netlink.nfnetlink.nfctsocket import (
+    TCP_CONNTRACK_SYN_SENT,
+    TCP_CONNTRACK_TO_NAME,
+    NFCTAttr,
+    NFCTAttrTuple,
+    nfct_msg,
+)
 
 from softunicast.errors import KernelError
 
-SYN_SENT: Final = 1  # TCP_CONNTRACK_SYN_SENT
 _NETLINK_NETFILTER: Final = 12
 _SUBSYSTEM: Final = 1 << 8  # NFNL_SUBSYS_CTNETLINK
 _NEW, _DELETE = 0, 2
@@ -56,7 +61,7 @@ class _TcpState(NFCTAttr):  # type: ignore[misc]
     """CTA_PROTOINFO with nothing but the state."""
 
     def attrs(self) -> list[list[Any]]:
-        return [["CTA_PROTOINFO_TCP", {"attrs": [["CTA_PROTOINFO_TCP_STATE", SYN_SENT]]}]]
+        return [["CTA_PROTOINFO_TCP", {"attrs": [["CTA_PROTOINFO_TCP_STATE", TCP_CONNTRACK_SYN_SENT]]}]]
 
 
 def _attribute(one: Tuple) -> Any:
@@ -105,13 +110,15 @@ class Conntrack:
             message = f"conntrack {verb} {one}: {errno.errorcode.get(error.code, error.code)}"
             raise KernelError(message, errno=error.code) from error
 
-    def entries(self) -> list[Tuple]:
-        """The original directions of all TCP and UDP entries."""
-        found = []
+    def entries(self) -> dict[Tuple, str]:
+        """All TCP and UDP entries by their original direction, with the state that conntrack thinks TCP is in."""
+        found = {}
         for message in self._socket.dump():
             one = NFCTAttrTuple.from_netlink(socket.AF_INET, message.get_attr("CTA_TUPLE_ORIG"))
             if one.proto in (socket.IPPROTO_TCP, socket.IPPROTO_UDP):
-                found.append(Tuple(one.proto, one.saddr, one.sport, one.daddr, one.dport))
+                state = message.get_nested("CTA_PROTOINFO", "CTA_PROTOINFO_TCP", "CTA_PROTOINFO_TCP_STATE")
+                name = TCP_CONNTRACK_TO_NAME.get(state, "")
+                found[Tuple(one.proto, one.saddr, one.sport, one.daddr, one.dport)] = name
         return found
 
     def statistics(self) -> dict[str, int]:

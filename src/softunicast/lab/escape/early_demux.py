@@ -30,15 +30,15 @@ table ip count {{
   counter prerouting {{}}
   counter forward {{}}
   counter input {{}}
-  chain pre {{
+  chain before {{
     type filter hook prerouting priority -150
     ip saddr {SERVER} ip daddr {SHARED} counter name prerouting
   }}
-  chain fwd {{
+  chain through {{
     type filter hook forward priority 0
     ip saddr {SERVER} ip daddr {SHARED} counter name forward
   }}
-  chain in {{
+  chain inward {{
     type filter hook input priority 0
     ip saddr {SERVER} ip daddr {SHARED} counter name input
   }}

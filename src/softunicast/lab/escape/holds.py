@@ -34,7 +34,7 @@ _STRAY: Final = {
     "data": (ACK | PSH, b"data", "RST to the server", "SYN-SENT"),
     "FIN": (FIN | ACK, b"", "RST to the server", "SYN-SENT"),
     "RST": (RST, b"", "nothing", "SYN-SENT"),
-    "SYN": (SYN, b"", "SYN-ACK to the server", "SYN-RECV"),
+    "SYN": (SYN, b"", "nothing", "SYN-RECV"),
 }
 
 
@@ -118,13 +118,22 @@ def _others(notes: Notes, stage: Stage) -> None:
         seen = answer(lambda: other.bind(PLACE))
         notes.check("UDP hold: the same port towards another server", "EADDRINUSE", seen)
     sysctl.put("net.ipv4.ping_group_range", "1 0")
-    make = lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)  # noqa: E731
-    notes.check("ping hold, ping_group_range 1 0", "EACCES", answer(lambda: make().close()))
+    notes.check("ping hold, ping_group_range 1 0", "EACCES", answer(lambda: _ping().close()))
     stage.put("net.ipv4.ping_group_range", "0 0")
-    with make() as held, make() as other:
+    with _ping() as held, _ping() as other:
         held.bind(PLACE)
         held.connect((SERVER, 0))
-        notes.check("ping hold: the same id towards another server", "EADDRINUSE", answer(lambda: other.bind(PLACE)))
+        notes.check("ping hold: the same id for another socket", "works", answer(lambda: other.bind(PLACE)))
+    with _ping() as held, _ping() as other:
+        for sock in (held, other):  # which ping sockets have from birth (INET_PROTOSW_REUSE)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        held.bind(PLACE)
+        held.connect((SERVER, 0))
+        notes.check("the same, SO_REUSEADDR taken away from both", "EADDRINUSE", answer(lambda: other.bind(PLACE)))
+
+
+def _ping() -> socket.socket:
+    return socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)
 
 
 def _cost(notes: Notes) -> None:

@@ -72,5 +72,7 @@ def answer(work: Callable[[], object]) -> str:
     except TimeoutError:
         return "no answer"
     except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            return "EOPNOTSUPP"  # Linux has one number for it and ENOTSUP
         return errno.errorcode.get(error.errno or 0, str(error))
     return "works"

@@ -193,6 +193,10 @@ class Stage:
             for device in ("all", "default", "lo", {self.host: "up0", self.world: "eth0"}.get(name, "tun0")):
                 sysctl.put(f"net.ipv4.conf.{device}.rp_filter", 0, netns=name)
         sysctl.put("net.ipv4.conf.fishtun.rp_filter", 0, netns=self.host)
+        for who, address in (("host", HOST), ("world", WORLD)):
+            with self.at(who):
+                sink = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            sink.bind((address, FENCE_PORT))  # without it each fence would draw an ICMP error
 
     # -- commands
 
