@@ -213,7 +213,7 @@ class Stage:
         self.notes.command(who, command)
         for line in text.splitlines():
             self.notes.line(f"      {line}")
-        words = build.entering(netns.path_of(self.of(who)), shlex.split(command))
+        words = self.words(who, shlex.split(command))
         done = subprocess.run(words, input=text, capture_output=True, text=True, check=False, timeout=60)
         if check and done.returncode:
             said = (done.stderr or done.stdout).strip().splitlines() or [f"exit status {done.returncode}"]
@@ -222,7 +222,7 @@ class Stage:
 
     def quiet(self, who: str, command: str) -> str:
         """What a command prints, not shown. KernelError when it fails."""
-        words = build.entering(netns.path_of(self.of(who)), shlex.split(command))
+        words = self.words(who, shlex.split(command))
         done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
         if done.returncode:
             raise KernelError(f"escape: {who}: {command}: {done.stderr.strip()}")
@@ -242,6 +242,10 @@ class Stage:
         """Set a sysctl of the host, shown; gives the value before."""
         self.notes.command("host", f"sysctl -w {name}={str(value).strip()!r}")
         return sysctl.put(name, value, netns=self.host)
+
+    def words(self, who: str, command: list[str]) -> list[str]:
+        """A command line that runs there."""
+        return build.entering(netns.path_of(self.of(who)), command)
 
     def of(self, who: str) -> str:
         """A namespace's name."""
@@ -312,8 +316,7 @@ class Stage:
     @contextmanager
     def popen(self, who: str, command: list[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:
         """A program somewhere; killed at the end if it still runs."""
-        words = build.entering(netns.path_of(self.of(who)), command)
-        with subprocess.Popen(words, env=environment(), **options) as child:
+        with subprocess.Popen(self.words(who, command), env=environment(), **options) as child:
             try:
                 yield child
             finally:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from . import (
+    contest,
     early_demux,
     holds,
     local_input,
@@ -46,6 +47,7 @@ _MODULES: Final = (
     local_input,
     moved_rule,
     early_demux,
+    contest,
 )
 STEPS: Final = tuple(
     Step(number, module.NAME, module.TITLE, module.TRIED, module.run) for number, module in enumerate(_MODULES, 1)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Step 11: ten downloads through ten ports by each strategy, and an eleventh; then what each costs.
+
+The ten are curl programs behind fishtun. Each fetches a file under a name of its own and then keeps its connection
+open, so that all ten ports are in use when the eleventh comes; the server says which port it saw.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+from softunicast.kernel.tun import DEVICE
+from softunicast.lab import build
+from softunicast.wire.packet import SYN
+
+from .cost import measure
+from .notes import Notes
+from .sockopts import answer, tcp
+from .stage import FIRST, LAST, SERVER, SERVER2, SHARED, Stage, Tap, wait
+from .strategies import STRATEGIES, Strategy
+from .surgery import state
+
+NAME: Final = "strategies"
+TITLE: Final = "Four ways, side by side"
+TRIED: Final = (
+    "Each way carries ten curl downloads through the ten-port slice at the same time; an eleventh client comes, and a "
+    "program of the host that binds a port in use; when the ten have ended, one more client. Then each is measured."
+)
+FILE_BYTES: Final = 200_000
+EXITS: Final = {0: "works", 7: "refused at once", 28: "hangs until it gives up"}
+PATIENCE_S: Final = 3
+
+
+def run(notes: Notes) -> None:
+    """Everything, for all strategies."""
+    build.check_tools(("ip", "nsenter", "nft", "curl"))
+    for strategy in STRATEGIES:
+        carry(notes, strategy)
+    measure(notes)
+
+
+def carry(notes: Notes, strategy: Strategy) -> None:
+    """Ten downloads, an eleventh and what follows, by one strategy."""
+    notes.line(f"--- {strategy.name} ({DEVICE})")
+    with Stage(notes, strategy.name) as stage, stage.web():
+        before = state(stage)
+        with strategy.up(stage) as mover, mover.running():
+            _carry(notes, strategy, stage)
+        if strategy.name != "softunicast":  # whose host keeps nothing of it either, but its namespace ends first
+            different = [name for name, value in state(stage).items() if before[name] != value]
+            notes.check(f"{strategy.name}: different at the end", "nothing", ", ".join(different) or "nothing")
+
+
+def _curl(stage: Stage, *arguments: str, who: str = "client") -> str:
+    """How a curl ends."""
+    words = ["curl", "-sS", "-m", str(PATIENCE_S), *arguments]
+    done = subprocess.run(stage.words(who, words), capture_output=True, text=True, check=False, timeout=60)
+    return EXITS.get(done.returncode, f"curl exits with {done.returncode}: {done.stderr.strip()}")
+
+
+def _carry(notes: Notes, strategy: Strategy, stage: Stage) -> None:
+    name = strategy.name
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="softunicast-escape-")))
+        world = stack.enter_context(stage.tap())
+        files = [(folder / f"{number}", folder / f"{number}.held") for number in range(10)]
+        address = f"http://{SERVER}"
+        notes.command("client", f"curl {address}/bytes/{FILE_BYTES}?token=N {address}/hold    (ten times at once)")
+        children = []
+        for number, (file, held) in enumerate(files):
+            urls = ["-o", str(file), f"{address}/bytes/{FILE_BYTES}?token=client{number}", "-o", str(held), f"{address}/hold"]
+            command = ["curl", "-sS", "-N", "-m", "60", *urls]
+            children.append(stack.enter_context(stage.popen("client", command, stderr=subprocess.PIPE)))
+        wait(lambda: all(held.exists() and held.read_text().endswith("\n") for _, held in files), f"{name}: ten downloads")
+        whole = sum(file.read_bytes() == _file(f"client{number}") for number, (file, _) in enumerate(files))
+        notes.check(f"{name}: downloads whole, of ten", 10, whole)
+        seen = sorted(held.read_text().split()[-1] for _, held in files)
+        notes.check(f"{name}: the server saw", ", ".join(f"{SHARED}:{port}" for port in range(FIRST, LAST + 1)), ", ".join(seen))
+        notes.check(f"{name}: an eleventh client", strategy.eleventh, _curl(stage, f"{address}/"))
+        notes.check(f"{name}: a client to another server", "works", _curl(stage, "-o", "/dev/null", f"http://{SERVER2}/"))
+        world.forget()
+        notes.check(f"{name}: a program that binds {SHARED}:{FIRST}", strategy.program, _program(stage, world))
+        notes.wire("world", [one for one in world.packets(out=False) if one.tcp_flags == SYN])
+        _curl(stage, "-o", "/dev/null", f"{address}/release", who="world")
+        ended = [child.wait(30) for child in children]
+        notes.check(f"{name}: how the ten end", [0] * 10, ended)
+        notes.check(f"{name}: one more client, right after them", strategy.after, _curl(stage, "-o", "/dev/null", f"{address}/"))
+
+
+def _file(token: str) -> bytes:
+    line = f"{token}\n".encode()
+    return (line * (FILE_BYTES // len(line) + 1))[:FILE_BYTES]
+
+
+def _program(stage: Stage, world: Tap) -> str:
+    """A program of the host wants a flow that a client has."""
+    with stage.at("host"), tcp() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((SHARED, FIRST))
+        sock.setblocking(False)
+        said = answer(lambda: sock.connect((SERVER, 80)))
+        if said != "EINPROGRESS":
+            return said
+        stage.fence(world)
+        sent = [one.source_port for one in world.packets(out=False) if one.tcp_flags == SYN]
+    if not sent:
+        return "connects, and nothing leaves"
+    if sent[0] == FIRST:
+        return "its SYN leaves under the client's five-tuple"
+    return "connects, and the wire shows another port"

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each strategy costs, measured in one run, ours beside the others.
+
+All four are up at the same time, each in a stage of its own, and take turns. One thread plays the client's device and
+hands made packets to the mover: what is timed is the way from there through the host's stack to the world's first
+hook, which drops them. Every strategy pays one write(2) to fishtun in it, the two with a userspace NAT also the
+rewriting in Python, which is measured by itself. Medians of rounds; ratios are medians of each round's ratio to ours.
+
+Memory is counted in slab objects: a cache that grows by one object or more with each flow is counted with its object's
+size, others are noise (/proc/slabinfo, slabinfo(5)). That of ours is what its maps take for each flow they have room for.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from softunicast.wire import craft
+
+from .agent import bytes_a_flow
+from .mover import Mover, Nat
+from .notes import Notes
+from .stage import CLIENT, SERVER, Stage
+from .strategies import STRATEGIES, Strategy
+
+ROUNDS: Final = 7
+FLOWS: Final = 300
+PACKETS: Final = 2000
+COUNTED_FLOWS: Final = 2000
+FIRST_PORT: Final = 20000
+OURS: Final = "softunicast"
+SINK: Final = f"""\
+table ip sink {{
+  chain pre {{
+    type filter hook prerouting priority raw
+    ip daddr {SERVER} tcp dport {FIRST_PORT}-65535 drop
+    ip daddr {SERVER} udp dport {FIRST_PORT}-65535 drop
+  }}
+}}
+"""
+
+
+@dataclass
+class Cost:
+    """Of one strategy: microseconds a round, then bytes and descriptors a flow."""
+
+    strategy: Strategy
+    stage: Stage
+    mover: Mover
+    flow_us: list[float] = field(default_factory=list)
+    packet_us: list[float] = field(default_factory=list)
+    rewriting_us: float = 0.0
+    memory: float = 0.0
+    descriptors: float = 0.0
+    next_port: int = FIRST_PORT
+
+    def new_flows(self, count: int) -> float:
+        """Opens flows, each to a destination port of its own; microseconds for one."""
+        packets = [
+            craft.tcp(CLIENT, 30000, SERVER, port, sequence=1) for port in range(self.next_port, self.next_port + count)
+        ]
+        self.next_port += count
+        return self._time(packets)
+
+    def packets(self, count: int) -> float:
+        """Packets of one flow; microseconds for one."""
+        return self._time([craft.udp(CLIENT, 30000, SERVER, 65000, b"x" * 32)] * count)
+
+    def _time(self, packets: list[bytes]) -> float:
+        with self.stage.at("host"):
+            outbound = self.mover.outbound
+            began_ns = time.perf_counter_ns()
+            for packet in packets:
+                outbound(packet)
+            return (time.perf_counter_ns() - began_ns) / len(packets) / 1000
+
+
+def measure(notes: Notes) -> None:
+    """All strategies in turns; the table `strategies` of the notes."""
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 65536), most))
+    try:
+        with ExitStack() as stack:
+            costs = []
+            for strategy in STRATEGIES:
+                stage = stack.enter_context(Stage(Notes(0, "", "", ""), f"{strategy.name}cost"))
+                stage.nft(SINK, "world")
+                costs.append(Cost(strategy, stage, stack.enter_context(strategy.up(stage))))
+            for cost in costs:
+                cost.new_flows(10)
+                cost.packets(100)
+            for _ in range(ROUNDS):
+                for cost in costs:
+                    cost.flow_us.append(cost.new_flows(FLOWS))
+                    cost.packet_us.append(cost.packets(PACKETS))
+            for cost in costs:
+                _count(cost)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, most))
+    notes.tables["strategies"] = [_row(cost, costs) for cost in costs]
+    for row in notes.tables["strategies"]:
+        for key, unit in (("new_flow_us", "µs"), ("packet_us", "µs"), ("memory_bytes", "B"), ("descriptors", "")):
+            notes.figure(f"{row['strategy']}: {key}", row[key], unit)
+    held = {row["strategy"]: round(row["descriptors"]) for row in notes.tables["strategies"]}
+    notes.check("descriptors a flow", {one.name: int(one.name == "hold") for one in STRATEGIES}, held)
+
+
+def _row(cost: Cost, costs: list[Cost]) -> dict[str, object]:
+    ours = next(one for one in costs if one.strategy.name == OURS)
+
+    def ratio(mine: list[float], other: list[float]) -> float:
+        return statistics.median(a / b for a, b in zip(mine, other, strict=True))
+
+    packet_us = statistics.median(cost.packet_us)
+    return {
+        "strategy": cost.strategy.name,
+        "new_flow_us": statistics.median(cost.flow_us),
+        "new_flow_ratio": ratio(cost.flow_us, ours.flow_us),
+        "packet_us": packet_us,
+        "packet_ratio": ratio(cost.packet_us, ours.packet_us),
+        "packets_a_second": 1e6 / packet_us,
+        "rewriting_in_python_us": cost.rewriting_us,
+        "memory_bytes": cost.memory,
+        "descriptors": cost.descriptors,
+        "eleventh": cost.strategy.eleventh,
+        "program": cost.strategy.program,
+        "after": cost.strategy.after,
+        "wrong": cost.strategy.wrong,
+    }
+
+
+def _count(cost: Cost) -> None:
+    """Memory and descriptors of flows that stay, and Python's part."""
+    before, open_before = _slabs(), len(os.listdir("/proc/self/fd"))
+    cost.new_flows(COUNTED_FLOWS)
+    cost.descriptors = (len(os.listdir("/proc/self/fd")) - open_before) / COUNTED_FLOWS
+    after = _slabs()
+    cost.memory = sum(
+        size * round((count - before.get(name, (0, 0))[0]) / COUNTED_FLOWS)
+        for name, (count, size) in after.items()
+        if count - before.get(name, (0, 0))[0] >= COUNTED_FLOWS * 0.8
+    )
+    if cost.strategy.name == OURS:
+        cost.memory = bytes_a_flow(cost.stage.name)
+    if isinstance(cost.mover, Nat):
+        cost.rewriting_us = _rewriting(cost.mover)
+
+
+def _rewriting(nat: Nat) -> float:
+    packet = craft.udp(CLIENT, 30000, SERVER, 65000, b"x" * 32)
+    flow = nat.flow(packet)
+    began_ns = time.perf_counter_ns()
+    for _ in range(PACKETS):
+        nat.rewritten(flow, packet)
+    return (time.perf_counter_ns() - began_ns) / PACKETS / 1000
+
+
+def _slabs() -> dict[str, tuple[int, int]]:
+    """Cache -> (objects in use, bytes each)."""
+    found = {}
+    for line in Path("/proc/slabinfo").read_text().splitlines()[2:]:
+        name, active, _, size, *_rest = line.split()
+        found[name] = (int(active), int(size))
+    return found
