@@ -15,7 +15,7 @@ from typing import Final
 
 from softunicast.errors import KernelError
 from softunicast.kernel import nodes
-from softunicast.lab.lab import AGENT_READY_S, wait_until
+from softunicast.lab.lab import environment, wait_until
 from softunicast.lab.traces import forget_node
 from softunicast.model.allocator import allocate
 from softunicast.model.binding import dump_bindings
@@ -23,6 +23,7 @@ from softunicast.model.plan import load_plan
 
 from .stage import FIRST, HOST, LAST, SHARED, Stage
 
+READY_S: Final = 120.0
 POOL: Final = "ten"
 CLIENTS: Final = "10.8.0.0/16"
 
@@ -62,8 +63,13 @@ def agent(stage: Stage) -> Iterator[None]:
         log = folder / "agent.log"
         try:
             with log.open("wb") as output, stage.popen("host", command, stdout=output, stderr=output) as child:
-                wait_until(lambda: _ready(name, child, log), "the agent is ready", patience_s=AGENT_READY_S)
+                wait_until(lambda: _ready(name, child, log), "the agent is ready", patience_s=READY_S)
                 yield
+            stage.notes.command("host", "softunicast agent uninstall --node host")
+            words = stage.words("host", [sys.executable, "-m", "softunicast.cli", "agent", "uninstall", "--node", name])
+            done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False, timeout=60)
+            if done.returncode:
+                raise KernelError(f"escape: agent uninstall: {done.stderr.strip()}")
         finally:
             forget_node(name)
 
@@ -86,5 +92,5 @@ def bytes_a_flow(name: str) -> float:
             info = Path(f"/proc/self/fdinfo/{one.fd}").read_text()
             total += next(int(line.split()[1]) for line in info.splitlines() if line.startswith("memlock:"))
             if kind == "flows":
-                room = one.info.max_entries
+                room = one.max_entries
     return total / room

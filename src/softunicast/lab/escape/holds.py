@@ -155,4 +155,4 @@ def _snat(notes: Notes, stage: Stage, world: Tap) -> None:
         stage.fence(world)
         sent = [one.source_port for one in world.packets(out=False) if one.tcp_flags == SYN]
         notes.wire("world", world.packets())
-        notes.check("the port that SNAT gives to a client although it is held", [FIRST], sent)
+        notes.check("the port that SNAT gives to a client although it is held", FIRST, *sent)

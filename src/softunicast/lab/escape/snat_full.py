@@ -19,7 +19,7 @@ from softunicast.wire.packet import SYN
 
 from .notes import Notes
 from .sockopts import answer, tcp, udp
-from .stage import FIRST, LAST, SERVER, SERVER2, SHARED, Stage, syn
+from .stage import FIRST, LAST, SERVER, SERVER2, SHARED, Stage, slice_text, syn
 
 NAME: Final = "snat-full"
 TITLE: Final = "A slice exhausted under SNAT"
@@ -51,11 +51,12 @@ def run(notes: Notes) -> None:
         out = [one for one in world.packets(out=False) if one.tcp_flags == SYN and str(one.destination) == SERVER]
         notes.wire("world", out)
         notes.check("SYNs that leave, of fourteen", 10, len(out))
-        ports = sorted(one.source_port or 0 for one in out)
-        notes.check("their ports", list(range(FIRST, LAST + 1)), ports)
+        ports = slice_text(one.source_port for one in out)
+        notes.check("their ports", slice_text(range(FIRST, LAST + 1)), ports)
         with stage.at("host"), Conntrack() as table:
             totals = table.statistics()
-        notes.check("conntrack -S: insert_failed, drop", (4, 4), (totals["insert_failed"], totals["drop"]))
+        seen = f"insert_failed {totals['insert_failed']}, drop {totals['drop']}"
+        notes.check("conntrack -S", "insert_failed 4, drop 4", seen)
         second = [one for one in world.packets(out=False) if one.tcp_flags == SYN and str(one.destination) == SERVER2]
         notes.check("SYNs that leave to a second server, of ten", 10, len(second))
         _local(notes, stage)
@@ -63,7 +64,7 @@ def run(notes: Notes) -> None:
 
 def _clients(notes: Notes, stage: Stage) -> None:
     answers = [stage.inject(syn(f"10.8.0.{2 + client}", 5000)) for client in range(14)]
-    notes.check("write(2) to the TUN, fourteen times", ["works"] * 14, answers)
+    notes.check("write(2) to the TUN, of fourteen times", "14 work", f"{answers.count('works')} work")
     back = [one for one in stage.received() if one.is_error or one.tcp_flags & 4]
     notes.check("RSTs and ICMP errors that clients get", 0, len(back))
     for client in range(10):

@@ -24,11 +24,10 @@ import contextlib
 import os
 import shlex
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -78,10 +77,9 @@ def remove_leftovers() -> None:
 class Tap:
     """A capture of IPv4 packets at one device, both directions; fences are left out."""
 
-    def __init__(self, namespace: str, device: str, *, link: bool) -> None:
+    def __init__(self, namespace: str, device: str) -> None:
         with netns.enter(namespace):
-            kind = socket.SOCK_DGRAM if link else socket.SOCK_RAW
-            self._sock = socket.socket(socket.AF_PACKET, kind, 0)
+            self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
             self._sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 24)
             self._sock.bind((device, _ETH_P_ALL))
         self._sock.setblocking(False)
@@ -95,7 +93,7 @@ class Tap:
         with contextlib.suppress(BlockingIOError):
             while True:
                 data, (_, ethertype, kind, *_rest) = self._sock.recvfrom(65535)
-                if ethertype == _ETH_P_IP or data[:1] == b"\x45":
+                if ethertype == _ETH_P_IP:
                     self._seen.append((kind == socket.PACKET_OUTGOING, data))
 
     def _parsed(self, out: bool | None) -> Iterator[Packet]:
@@ -121,13 +119,15 @@ class Tap:
 class Stage:
     """The namespaces above. Use as a context; everything goes at its end, whatever happened."""
 
-    def __init__(self, notes: Notes, label: str = "") -> None:
+    def __init__(self, notes: Notes, label: str = "", *, more: tuple[str, ...] = ()) -> None:
+        """`label` tells stages of one process apart; `more`: further namespaces, with nothing in them."""
         self.notes = notes
-        stem = f"{STEM}{os.getpid()}{label}"
-        self.host, self.world, self.client = (f"{stem}-{who}" for who in ("host", "world", "client"))
-        self.name = stem
+        self.name = f"{STEM}{os.getpid()}{label}"
+        self._names = {who: f"{self.name}-{who}" for who in ("host", "world", "client", *more)}
+        self.host, self.world, self.client = (self.of(who) for who in ("host", "world", "client"))
         self._stack = ExitStack()
         self._fence = 20000
+        self._sinks: dict[str, socket.socket] = {}
 
     def __enter__(self) -> Stage:
         remove_leftovers()
@@ -135,7 +135,7 @@ class Stage:
             before = os.sched_getaffinity(0)
             stack.callback(os.sched_setaffinity, 0, before)
             os.sched_setaffinity(0, {min(before)})
-            for name in (self.host, self.world, self.client):
+            for name in self._names.values():
                 netns.create(name)
                 stack.callback(self._remove, name)
             self._build(stack)
@@ -150,7 +150,7 @@ class Stage:
         netns.delete(name)
 
     def _build(self, stack: ExitStack) -> None:
-        for name in (self.host, self.world, self.client):
+        for name in self._names.values():
             self.batch(name, "link set lo up")
         with netns.enter(self.host):
             self.fishtun = open_tun("fishtun")
@@ -197,6 +197,7 @@ class Stage:
             with self.at(who):
                 sink = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
             sink.bind((address, FENCE_PORT))  # without it each fence would draw an ICMP error
+            self._sinks[who] = sink
 
     # -- commands
 
@@ -228,9 +229,9 @@ class Stage:
             raise KernelError(f"escape: {who}: {command}: {done.stderr.strip()}")
         return done.stdout
 
-    def counters(self, table: str) -> dict[str, int]:
-        """Packets counted by the named counters of a table of the host."""
-        with self.at("host"):
+    def counters(self, table: str, who: str = "host") -> dict[str, int]:
+        """Packets counted by the named counters of a table."""
+        with self.at(who):
             listed = nft.list_table("ip", table) or []
         return {entry["counter"]["name"]: int(entry["counter"]["packets"]) for entry in listed if "counter" in entry}
 
@@ -249,7 +250,7 @@ class Stage:
 
     def of(self, who: str) -> str:
         """A namespace's name."""
-        return {"host": self.host, "world": self.world, "client": self.client}[who]
+        return self._names[who]
 
     def at(self, who: str) -> contextlib.AbstractContextManager[None]:
         """Be there: sockets made inside stay there."""
@@ -258,10 +259,9 @@ class Stage:
     # -- packets
 
     @contextmanager
-    def tap(self, who: str = "world") -> Iterator[Tap]:
-        """A capture at the world's eth0, the host's up0 or (`fishtun`) the host's TUN."""
-        place = {"world": (self.world, "eth0"), "host": (self.host, "up0"), "fishtun": (self.host, "fishtun")}[who]
-        made = Tap(*place, link=place[1] != "fishtun")
+    def tap(self, who: str = "world", device: str = "eth0") -> Iterator[Tap]:
+        """A capture at an Ethernet device, by default the world's end of the wire."""
+        made = Tap(self.of(who), device)
         try:
             yield made
         finally:
@@ -296,6 +296,17 @@ class Stage:
                 sock.sendto(b"fence", (target, FENCE_PORT))
         for tap in taps:
             wait_until(lambda tap=tap: tap.fenced(self._fence), f"a fence at {tap.place}", patience_s=PATIENCE_S)
+
+    def drained(self) -> None:
+        """Return when the world has taken all that this CPU has on its way there, without a capture."""
+        sink = self._sinks["world"]
+        sink.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sink.recv(64)
+        sink.settimeout(PATIENCE_S)
+        self._sinks["host"].sendto(b"fence", (WORLD, FENCE_PORT))
+        sink.recv(64)
 
     # -- servers
 
@@ -341,6 +352,14 @@ def syn(source: str, port: int, destination: str = SERVER, to: int = 443) -> byt
     return craft.tcp(source, port, destination, to, sequence=1000)
 
 
+def slice_text(ports: Iterable[int | None]) -> str:
+    """Ports in few words: `9000-9009, each once` when they are that."""
+    found = sorted(port or 0 for port in ports)
+    if found and found == list(range(found[0], found[-1] + 1)):
+        return f"{found[0]}-{found[-1]}, each once"
+    return ", ".join(map(str, found)) or "none"
+
+
 def wait(condition: Callable[[], bool], what: str) -> None:
     """KernelError when it does not come true."""
     wait_until(condition, what, patience_s=PATIENCE_S)
@@ -349,8 +368,3 @@ def wait(condition: Callable[[], bool], what: str) -> None:
 def port_of(sock: socket.socket) -> int:
     """The port getsockname(2) says."""
     return int(sock.getsockname()[1])
-
-
-def linger_off(sock: socket.socket) -> None:
-    """Close by a RST."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

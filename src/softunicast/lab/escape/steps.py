@@ -13,9 +13,11 @@ from . import (
     holds,
     local_input,
     moved_rule,
+    ours,
     reservations,
     silent_rewrite,
     snat_full,
+    terminate,
     two_sockets,
 )
 from .notes import Notes
@@ -47,6 +49,8 @@ _MODULES: Final = (
     local_input,
     moved_rule,
     early_demux,
+    terminate,
+    ours,
     contest,
 )
 STEPS: Final = tuple(
