@@ -57,7 +57,12 @@ def agent(stage: Stage) -> Iterator[None]:
         files = {"plan": folder / "plan.yaml", "bindings": folder / "bindings.yaml"}
         files["plan"].write_text(text)
         files["bindings"].write_text(dump_bindings(allocate(load_plan(text, "plan.yaml"), None)))
-        arguments = ["agent", *(word for key, path in files.items() for word in (f"--{key}", str(path))), "--node", name]
+        arguments = [
+            "agent",
+            *(word for key, path in files.items() for word in (f"--{key}", str(path))),
+            "--node",
+            name,
+        ]
         stage.notes.command("host", "softunicast agent --plan plan.yaml --bindings bindings.yaml --node host &")
         command = [sys.executable, "-m", "softunicast.cli", *arguments]
         log = folder / "agent.log"

@@ -38,20 +38,19 @@ PATIENCE_S: Final = 3
 def run(notes: Notes) -> None:
     """Everything, for all strategies."""
     build.check_tools(("ip", "nsenter", "nft", "curl"))
-    for strategy in STRATEGIES:
-        carry(notes, strategy)
-    measure(notes)
+    measure(notes, {strategy.name: carry(notes, strategy) for strategy in STRATEGIES})
 
 
-def carry(notes: Notes, strategy: Strategy) -> None:
-    """Ten downloads, an eleventh and what follows, by one strategy."""
+def carry(notes: Notes, strategy: Strategy) -> dict[str, str]:
+    """Ten downloads, an eleventh and what follows, by one strategy; what was seen."""
     notes.line(f"--- {strategy.name}")
     with Stage(notes, strategy.name) as stage, stage.web():
         before = state(stage)
         with strategy.up(stage) as mover, mover.running():
-            _carry(notes, strategy, stage)
+            seen = _carry(notes, strategy, stage)
         different = [name for name, value in state(stage).items() if before[name] != value]
         notes.check(f"{strategy.name}: different at the end", "nothing", ", ".join(different) or "nothing")
+    return seen
 
 
 def _curl(stage: Stage, *arguments: str, who: str = "client") -> str:
@@ -61,7 +60,7 @@ def _curl(stage: Stage, *arguments: str, who: str = "client") -> str:
     return EXITS.get(done.returncode, f"curl exits with {done.returncode}: {done.stderr.strip()}")
 
 
-def _carry(notes: Notes, strategy: Strategy, stage: Stage) -> None:
+def _carry(notes: Notes, strategy: Strategy, stage: Stage) -> dict[str, str]:
     name = strategy.name
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="softunicast-escape-")))
@@ -71,23 +70,39 @@ def _carry(notes: Notes, strategy: Strategy, stage: Stage) -> None:
         notes.command("client", f"curl {address}/bytes/{FILE_BYTES}?token=N {address}/hold    (ten times at once)")
         children = []
         for number, (file, held) in enumerate(files):
-            urls = ["-o", str(file), f"{address}/bytes/{FILE_BYTES}?token=client{number}", "-o", str(held), f"{address}/hold"]
+            urls = [
+                "-o",
+                str(file),
+                f"{address}/bytes/{FILE_BYTES}?token=client{number}",
+                "-o",
+                str(held),
+                f"{address}/hold",
+            ]
             command = ["curl", "-sS", "-N", "-m", "60", *urls]
             children.append(stack.enter_context(stage.popen("client", command, stderr=subprocess.PIPE)))
-        wait(lambda: all(held.exists() and held.read_text().endswith("\n") for _, held in files), f"{name}: ten downloads")
+        wait(
+            lambda: all(held.exists() and held.read_text().endswith("\n") for _, held in files),
+            f"{name}: ten downloads",
+        )
         whole = sum(file.read_bytes() == _file(f"client{number}") for number, (file, _) in enumerate(files))
         notes.check(f"{name}: downloads whole, of ten", 10, whole)
         seen = slice_text(int(held.read_text().split()[-1].removeprefix(f"{SHARED}:")) for _, held in files)
         notes.check(f"{name}: the ports of {SHARED} that the server saw", slice_text(range(FIRST, LAST + 1)), seen)
-        notes.check(f"{name}: an eleventh client", strategy.eleventh, _curl(stage, f"{address}/"))
-        notes.check(f"{name}: a client to another server", "works", _curl(stage, "-o", "/dev/null", f"http://{SERVER2}/"))
+        eleventh = _curl(stage, "-o", "/dev/null", f"{address}/")
+        notes.check(f"{name}: an eleventh client", strategy.eleventh, eleventh)
+        notes.check(
+            f"{name}: a client to another server", "works", _curl(stage, "-o", "/dev/null", f"http://{SERVER2}/")
+        )
         world.forget()
-        notes.check(f"{name}: a program that binds {SHARED}:{FIRST}", strategy.program, _program(stage, world))
+        program = _program(stage, world)
+        notes.check(f"{name}: a program that binds {SHARED}:{FIRST}", strategy.program, program)
         notes.wire("world", [one for one in world.packets(out=False) if one.tcp_flags == SYN])
         _curl(stage, "-o", "/dev/null", f"{address}/release", who="world")
         ended = [child.wait(30) for child in children]
         notes.check(f"{name}: of the ten, how many end well", 10, ended.count(0))
-        notes.check(f"{name}: one more client, right after them", strategy.after, _curl(stage, "-o", "/dev/null", f"{address}/"))
+        after = _curl(stage, "-o", "/dev/null", f"{address}/")
+        notes.check(f"{name}: one more client, right after them", strategy.after, after)
+    return {"eleventh": eleventh, "program": program, "after": after}
 
 
 def _file(token: str) -> bytes:

@@ -7,20 +7,20 @@ hook, which drops them. Every strategy pays one write(2) to fishtun in it, the t
 rewriting in Python, which is measured by itself. Bursts are short and many, and a figure is their lower quartile: what
 a burst takes that nobody else's work came between. Ratios are to ours in the same run.
 
-Memory is counted in slab objects: a cache that grows by one object or more with each flow is counted with its object's
-size, others are noise (/proc/slabinfo, slabinfo(5)). That of ours is what its maps take for each flow they have room for.
+Memory is counted in slab objects: a cache that grows by one object or more with each flow is counted with its
+object's size, others are noise (/proc/slabinfo, slabinfo(5)). That of ours is what its maps take for each flow they
+have room for.
 """
 
 from __future__ import annotations
 
-import os
 import resource
 import statistics
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from softunicast.wire import craft
 
@@ -31,7 +31,9 @@ from .stage import CLIENT, SERVER, Stage
 from .strategies import STRATEGIES, Strategy
 
 ROUNDS: Final = 50
-BURST: Final = 60  # short, so that most are over before anybody else gets the CPU; netdev_max_backlog has room for 1,000
+BURST: Final = (
+    60  # short, so that most are over before anybody else gets the CPU; netdev_max_backlog has room for 1,000
+)
 TRIALS: Final = 3
 COUNTED_FLOWS: Final = 1000
 FIRST_PORT: Final = 20000
@@ -88,8 +90,8 @@ class Cost:
             return (time.perf_counter_ns() - began_ns) / len(packets) / 1000
 
 
-def measure(notes: Notes) -> None:
-    """All strategies in turns; the table `strategies` of the notes."""
+def measure(notes: Notes, seen: dict[str, dict[str, str]]) -> None:
+    """All strategies in turns; the table `strategies` of the notes. `seen`: more of each one's row."""
     soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 65536), most))
     try:
@@ -113,15 +115,21 @@ def measure(notes: Notes) -> None:
                 notes.check(f"{cost.strategy.name}: packets that arrive, of those measured", cost.sent, arrived)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, most))
-    notes.tables["strategies"] = [_row(cost, costs) for cost in costs]
+    notes.tables["strategies"] = [_row(cost, costs) | seen[cost.strategy.name] for cost in costs]
     for row in notes.tables["strategies"]:
-        for key, unit in (("new_flow_us", "µs"), ("packet_us", "µs"), ("memory_bytes", "B"), ("descriptors", "")):
-            notes.figure(f"{row['strategy']}: {key}", row[key], unit)
-    held = {row["strategy"]: round(row["descriptors"]) for row in notes.tables["strategies"]}
-    notes.check("descriptors a flow", {one.name: int(one.name == "hold") for one in STRATEGIES}, held)
+        for key, what, unit in (
+            ("new_flow_us", "a new flow", "µs"),
+            ("new_flow_ratio", "a new flow, ours = 1", ""),
+            ("packet_us", "a packet", "µs"),
+            ("packet_ratio", "a packet, ours = 1", ""),
+            ("memory_bytes", "memory a flow", "B"),
+        ):
+            notes.figure(f"{row['strategy']}: {what}", row[key], unit)
+        expected = int(row["strategy"] == "hold")
+        notes.check(f"{row['strategy']}: descriptors a flow", expected, round(row["descriptors"]))
 
 
-def _row(cost: Cost, costs: list[Cost]) -> dict[str, object]:
+def _row(cost: Cost, costs: list[Cost]) -> dict[str, Any]:
     ours = next(one for one in costs if one.strategy.name == OURS)
 
     flow_us, packet_us = _quartile(cost.flow_us), _quartile(cost.packet_us)
@@ -135,11 +143,12 @@ def _row(cost: Cost, costs: list[Cost]) -> dict[str, object]:
         "rewriting_in_python_us": cost.rewriting_us,
         "memory_bytes": cost.memory,
         "descriptors": cost.descriptors,
-        "eleventh": cost.strategy.eleventh,
-        "program": cost.strategy.program,
-        "after": cost.strategy.after,
         "wrong": cost.strategy.wrong,
     }
+
+
+def _descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def _quartile(values: list[float]) -> float:
@@ -148,7 +157,7 @@ def _quartile(values: list[float]) -> float:
 
 def _count(cost: Cost) -> None:
     """Memory and descriptors of flows that stay, and Python's part."""
-    open_before = len(os.listdir("/proc/self/fd"))
+    open_before = _descriptors()
     grown: dict[str, list[int]] = {}
     for _ in range(TRIALS):
         before = _slabs()
@@ -156,7 +165,7 @@ def _count(cost: Cost) -> None:
         after = _slabs()
         for name, (count, _) in after.items():
             grown.setdefault(name, []).append(count - before.get(name, (0, 0))[0])
-    cost.descriptors = (len(os.listdir("/proc/self/fd")) - open_before) / (TRIALS * COUNTED_FLOWS)
+    cost.descriptors = (_descriptors() - open_before) / (TRIALS * COUNTED_FLOWS)
     each = {name: statistics.median(counts) / COUNTED_FLOWS for name, counts in grown.items()}
     cost.memory = sum(after[name][1] * round(count) for name, count in each.items() if count > 0.8)
     if cost.strategy.name == OURS:
@@ -168,10 +177,13 @@ def _count(cost: Cost) -> None:
 def _rewriting(nat: Nat) -> float:
     packet = craft.udp(CLIENT, 30000, SERVER, 65000, b"x" * 32)
     flow = nat.flow(packet)
-    began_ns = time.perf_counter_ns()
-    for _ in range(BURST):
-        nat.rewritten(flow, packet)
-    return (time.perf_counter_ns() - began_ns) / BURST / 1000
+    bursts = []
+    for _ in range(ROUNDS):
+        began_ns = time.perf_counter_ns()
+        for _ in range(BURST):
+            nat.rewritten(flow, packet)
+        bursts.append((time.perf_counter_ns() - began_ns) / BURST / 1000)
+    return _quartile(bursts)
 
 
 def _slabs() -> dict[str, tuple[int, int]]:

@@ -22,8 +22,8 @@ from .surgery import changed, operated, state
 NAME: Final = "early-demux"
 TITLE: Final = "Early demux"
 TRIED: Final = (
-    "The moved rule of step 7 and a hold socket of step 5 for one and the same flow: the client's SYN leaves, the server "
-    "answers."
+    "The moved rule of step 7 and a hold socket of step 5 for one and the same flow: the client's SYN leaves, "
+    "the server answers."
 )
 COUNTERS: Final = f"""\
 table ip count {{

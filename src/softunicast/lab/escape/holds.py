@@ -100,7 +100,9 @@ def _repair(notes: Notes, stage: Stage, world: Tap) -> None:
         stage.fence(world)
         seen = f"{state(held)}, {len(world.packets())} packets"
         notes.check("TCP_REPAIR: after connect()", "ESTABLISHED, 0 packets", seen)
-        stage.from_world(craft.tcp(SERVER, 443, SHARED, FIRST, b"data", flags=ACK | PSH, sequence=7, acknowledgement=99))
+        stage.from_world(
+            craft.tcp(SERVER, 443, SHARED, FIRST, b"data", flags=ACK | PSH, sequence=7, acknowledgement=99)
+        )
         stage.fence(world)
         said = [one for one in world.packets(out=False) if str(one.source) == SHARED]
         notes.wire("world", world.packets())

@@ -34,7 +34,9 @@ def run(notes: Notes) -> None:
         for line in stage.quiet("host", "ip rule").splitlines():
             notes.line(f"      {line}")
         flow = syn(SHARED, FIRST)
-        _answered(notes, stage, world, flow, "the SYN-ACK is seen at fishtun", "no", "the host answers it with a RST", "yes")
+        _answered(
+            notes, stage, world, flow, "the SYN-ACK is seen at fishtun", "no", "the host answers it with a RST", "yes"
+        )
         stage.nft(RULES)
         flow = syn("10.8.0.2", 5000)
         _answered(notes, stage, world, flow, "SNAT by conntrack: at fishtun", "yes", "with a RST", "no")

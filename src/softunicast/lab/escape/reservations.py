@@ -75,7 +75,9 @@ def run(notes: Notes) -> None:
                 _stray(notes, stage, world, table, name, flags, "lost")
             stage.nft(NO_RST)
             for name, flags in STRAY.items():
-                _stray(notes, stage, world, table, name, flags, "lost" if name == "RST" else "kept", " and no RST leaves")
+                _stray(
+                    notes, stage, world, table, name, flags, "lost" if name == "RST" else "kept", " and no RST leaves"
+                )
             _cost(notes, table)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import socket
 from contextlib import ExitStack
+from functools import partial
 from typing import Final
 
 from softunicast.kernel.conntrack import Conntrack, Tuple
@@ -80,7 +81,7 @@ def _tcp(notes: Notes, stage: Stage, world: Tap, sockets: ExitStack) -> None:
     for number in range(10):
         sock = sockets.enter_context(tcp())
         sock.bind((SHARED, FIRST + number))
-        seen = answer(lambda sock=sock: sock.connect((SERVER, 443)))
+        seen = answer(partial(sock.connect, (SERVER, 443)))
         if number == 0:
             notes.check("connect() of a socket bound to port 9000", "works", seen)
             notes.check("getsockname()", FIRST, port_of(sock))
@@ -92,7 +93,9 @@ def _tcp(notes: Notes, stage: Stage, world: Tap, sockets: ExitStack) -> None:
     sent = [one for one in world.packets(out=False) if one.tcp_flags == SYN]
     inside = [one for one in sent if _place(one.source_port) == "a port of the slice"]
     # A random one of 64,000 ports may be one of the ten by chance.
-    notes.check("of ten such sockets, inside the slice on the wire", "at most 1", "at most 1" if len(inside) < 2 else inside)
+    notes.check(
+        "of ten such sockets, inside the slice on the wire", "at most 1", "at most 1" if len(inside) < 2 else inside
+    )
     notes.check("and their SYNs", 10, len(sent))
 
 

@@ -29,6 +29,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,7 +57,7 @@ STEM: Final = "escape"
 _ETH_P_IP: Final = 0x0800
 _ETH_P_ALL: Final = 0x0003
 _SO_RCVBUFFORCE: Final = 33
-_HOST_SYSCTLS: Final = {
+_HOST_SYSCTLS: Final[dict[str, str | int]] = {
     "net.ipv4.ip_forward": 1,
     "net.ipv4.conf.all.rp_filter": 0,
     "net.ipv4.conf.all.send_redirects": 0,
@@ -295,7 +296,7 @@ class Stage:
                 sock.bind(("", self._fence))
                 sock.sendto(b"fence", (target, FENCE_PORT))
         for tap in taps:
-            wait_until(lambda tap=tap: tap.fenced(self._fence), f"a fence at {tap.place}", patience_s=PATIENCE_S)
+            wait(partial(tap.fenced, self._fence), f"a fence at {tap.place}")
 
     def drained(self) -> None:
         """Return when the world has taken all that this CPU has on its way there, without a capture."""

@@ -193,7 +193,9 @@ def _file(notes: Notes, stage: Stage, way: str) -> None:
     notes.check(f"{way}: 20 MB arrive", "intact", "intact" if got == wanted else f"{len(got)} bytes")
     address, _, port = _curl(stage, f"http://{SERVER}/").decode().split()[-1].partition(":")
     inside = address == SHARED and FIRST <= int(port) <= LAST
-    notes.check(f"{way}: the server saw", "a port of the slice", "a port of the slice" if inside else f"{address}:{port}")
+    notes.check(
+        f"{way}: the server saw", "a port of the slice", "a port of the slice" if inside else f"{address}:{port}"
+    )
 
 
 def _eleven(notes: Notes, stage: Stage) -> None:
@@ -222,7 +224,9 @@ def _eleven(notes: Notes, stage: Stage) -> None:
             port = sock.getsockname()[1]
             seen = [one for one in tap.packets() if port in (one.source_port, one.destination_port)]
         notes.wire("client", seen)
-        notes.check("an eleventh client's connection", "SYN, SYN-ACK, ACK, RST", ", ".join(_kind(one) for one in seen[:4]))
+        notes.check(
+            "an eleventh client's connection", "SYN, SYN-ACK, ACK, RST", ", ".join(_kind(one) for one in seen[:4])
+        )
         notes.check("and what its program gets", "ECONNRESET", "ECONNRESET" if "ECONNRESET" in said_so else said_so)
 
 

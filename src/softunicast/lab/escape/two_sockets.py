@@ -101,11 +101,15 @@ def _range(notes: Notes, stage: Stage) -> None:
         with tcp() as sock:
             port_range(sock, 20000, 20009)
             read = sock.getsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE)
-            notes.check("a range outside ip_local_port_range is read back", "20000-20009", f"{read & 65535}-{read >> 16}")
+            notes.check(
+                "a range outside ip_local_port_range is read back", "20000-20009", f"{read & 65535}-{read >> 16}"
+            )
             sock.bind((SHARED, 0))
             sock.connect((SERVER, 443))
             outside = 9000 <= sock.getsockname()[1] <= 9999
-            notes.check("and the port comes from", "the sysctl's range", "the sysctl's range" if outside else "the other")
+            notes.check(
+                "and the port comes from", "the sysctl's range", "the sysctl's range" if outside else "the other"
+            )
         before = sysctl.get("net.ipv4.ip_local_reserved_ports")
         stage.put("net.ipv4.ip_local_reserved_ports", f"{FIRST}-{LAST}")
         with tcp() as sock:
