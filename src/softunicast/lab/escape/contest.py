@@ -22,7 +22,7 @@ from .notes import Notes
 from .sockopts import answer, tcp
 from .stage import FIRST, LAST, SERVER, SERVER2, SHARED, Stage, Tap, slice_text, wait
 from .strategies import STRATEGIES, Strategy
-from .surgery import state
+from .surgery import fewest_local_rules, state
 
 NAME: Final = "strategies"
 TITLE: Final = "Four ways, side by side"
@@ -32,7 +32,7 @@ TRIED: Final = (
 )
 FILE_BYTES: Final = 200_000
 EXITS: Final = {0: "works", 7: "refused at once", 28: "hangs until it gives up"}
-PATIENCE_S: Final = 3
+GIVES_UP_S: Final = 5
 
 
 def run(notes: Notes) -> None:
@@ -46,8 +46,9 @@ def carry(notes: Notes, strategy: Strategy) -> dict[str, str]:
     notes.line(f"--- {strategy.name}")
     with Stage(notes, strategy.name) as stage, stage.web():
         before = state(stage)
-        with strategy.up(stage) as mover, mover.running():
+        with fewest_local_rules(stage) as rules, strategy.up(stage) as mover, mover.running():
             seen = _carry(notes, strategy, stage)
+        notes.check(f"{strategy.name}: rules to the local table, the fewest at any instant", 1, min(rules))
         different = [name for name, value in state(stage).items() if before[name] != value]
         notes.check(f"{strategy.name}: different at the end", "nothing", ", ".join(different) or "nothing")
     return seen
@@ -55,7 +56,7 @@ def carry(notes: Notes, strategy: Strategy) -> dict[str, str]:
 
 def _curl(stage: Stage, *arguments: str, who: str = "client") -> str:
     """How a curl ends."""
-    words = ["curl", "-sS", "-m", str(PATIENCE_S), *arguments]
+    words = ["curl", "-sS", "--connect-timeout", str(GIVES_UP_S), "-m", "60", *arguments]
     done = subprocess.run(stage.words(who, words), capture_output=True, text=True, check=False, timeout=60)
     return EXITS.get(done.returncode, f"curl exits with {done.returncode}: {done.stderr.strip()}")
 
@@ -78,7 +79,7 @@ def _carry(notes: Notes, strategy: Strategy, stage: Stage) -> dict[str, str]:
                 str(held),
                 f"{address}/hold",
             ]
-            command = ["curl", "-sS", "-N", "-m", "60", *urls]
+            command = ["curl", "-sS", "-N", "-m", "240", *urls]
             children.append(stack.enter_context(stage.popen("client", command, stderr=subprocess.PIPE)))
         wait(
             lambda: all(held.exists() and held.read_text().endswith("\n") for _, held in files),
@@ -98,7 +99,7 @@ def _carry(notes: Notes, strategy: Strategy, stage: Stage) -> dict[str, str]:
         notes.check(f"{name}: a program that binds {SHARED}:{FIRST}", strategy.program, program)
         notes.wire("world", [one for one in world.packets(out=False) if one.tcp_flags == SYN])
         _curl(stage, "-o", "/dev/null", f"{address}/release", who="world")
-        ended = [child.wait(30) for child in children]
+        ended = [child.wait(60) for child in children]
         notes.check(f"{name}: of the ten, how many end well", 10, ended.count(0))
         after = _curl(stage, "-o", "/dev/null", f"{address}/")
         notes.check(f"{name}: one more client, right after them", strategy.after, after)

@@ -9,6 +9,7 @@ Sources: see sockopts; net/ipv4/tcp_input.c (tcp_rcv_synsent_state_process), pin
 from __future__ import annotations
 
 import socket
+import struct
 from typing import Final
 
 from softunicast.kernel import sysctl
@@ -17,8 +18,8 @@ from softunicast.wire.packet import ACK, FIN, PSH, RST, SYN
 
 from .notes import Notes
 from .reservations import RULES, each_us
-from .sockopts import TCP_REPAIR, answer, hold, state, tcp, udp
-from .stage import FIRST, SERVER, SERVER2, SHARED, Stage, Tap, syn
+from .sockopts import TCP_REPAIR, answer, hold, port_range, state, tcp, udp
+from .stage import FIRST, PATIENCE_S, SERVER, SERVER2, SHARED, Stage, Tap, syn
 
 NAME: Final = "hold"
 TITLE: Final = "Hold sockets"
@@ -40,9 +41,10 @@ _STRAY: Final = {
 
 def run(notes: Notes) -> None:
     """All kinds of hold, what each keeps out and what it says to strangers."""
-    with Stage(notes) as stage, stage.listening(), stage.tap() as world, stage.at("host"):
+    with Stage(notes) as stage, stage.listening() as listeners, stage.tap() as world, stage.at("host"):
         _silent(notes, stage, world)
         _strangers(notes, stage, world)
+        _waiting(notes, stage, listeners[0])
         _repair(notes, stage, world)
         _others(notes, stage)
         _cost(notes)
@@ -88,6 +90,26 @@ def _strangers(notes: Notes, stage: Stage, world: Tap) -> None:
             seen = f"{names.get(said[0].tcp_flags, said[0])} to the server" if said else "nothing"
             notes.check(f"the hold answers a stray {name} with", expected, seen)
             notes.check(f"and is after a stray {name}", left, state(held))
+
+
+def _waiting(notes: Notes, stage: Stage, listener: socket.socket) -> None:
+    """A TIME_WAIT has the five-tuple."""
+    with tcp() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((SHARED, FIRST + 5))
+        sock.connect(TO)
+        peer, _ = listener.accept()
+    with peer:
+        peer.settimeout(PATIENCE_S)
+        peer.recv(1)
+    seen = stage.quiet("host", f"ss -Htn state time-wait src {SHARED}").count(f":{FIRST + 5} ")
+    notes.check("TIME_WAITs on the port after a connection", 1, seen)
+    with tcp() as sock:
+        port_range(sock, FIRST + 5, FIRST + 5)
+        sock.bind((SHARED, 0))
+        notes.check("over a TIME_WAIT, chosen by connect", "EADDRNOTAVAIL", answer(lambda: sock.connect(TO)))
+    notes.check("over a TIME_WAIT, a hold by bind", "works", answer(lambda: hold((SHARED, FIRST + 5), TO).close()))
 
 
 def _repair(notes: Notes, stage: Stage, world: Tap) -> None:

@@ -29,7 +29,7 @@ from softunicast.kernel import netns
 from softunicast.kernel.conntrack import Prepared
 from softunicast.wire import craft
 from softunicast.wire.checksum import ones_sum
-from softunicast.wire.packet import ACK, FIN, RST
+from softunicast.wire.packet import ACK, FIN, RST, SYN
 
 from .sockopts import hold, udp
 
@@ -208,7 +208,7 @@ class Nat(Mover):
         """Rewritten under the flow's port; a new flow without a port is refused at once."""
         flow = self._out.get(packet[9:10] + packet[12:24])
         if flow is None:
-            if packet[9] not in _CHECKSUM_AT:
+            if packet[9] not in _CHECKSUM_AT or not _begins(packet):
                 return
             flow = self._begin(packet)
             if flow is None:
@@ -270,6 +270,11 @@ class Nat(Mover):
         elif flags & RST or (flow.fins == 3 and flags & ACK):
             del self._out[flow.keys[0]], self._in[flow.keys[1]]
             self._reservations.release(flow.proto, flow.port, flow.remote, flow.remote_port)
+
+
+def _begins(packet: bytes) -> bool:
+    """Whether a packet without a flow may begin one: UDP, or a SYN."""
+    return packet[9] == _UDP or packet[_FLAGS_AT] & (SYN | ACK | RST | FIN) == SYN
 
 
 def _adjust(data: bytearray, proto: int, change: int, change_all: int) -> None:

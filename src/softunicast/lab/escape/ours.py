@@ -64,7 +64,7 @@ def _flows(notes: Notes, stage: Stage, world: Tap) -> None:
         children, files = [], []
         for number in range(10):
             files.append(folder / str(number))
-            curl = ["curl", "-sSN", "-m", "60", "-o", str(files[-1]), f"http://{SERVER}/hold"]
+            curl = ["curl", "-sSN", "-m", "240", "-o", str(files[-1]), f"http://{SERVER}/hold"]
             who, command = ("host", [*run_it, *curl]) if number % 2 else ("client", curl)
             children.append(stack.enter_context(stage.popen(who, command)))
         notes.command("host", f"softunicast run --pool {POOL} -- curl http://{SERVER}/hold    (five times)")
@@ -81,7 +81,7 @@ def _flows(notes: Notes, stage: Stage, world: Tap) -> None:
         with stage.at("host"), Conntrack() as table:
             notes.check("conntrack entries", 0, len(table.entries()))
         _output(stage, "world", ["curl", "-sS", f"http://{SERVER}/release"])
-        ended = [child.wait(30) for child in children]
+        ended = [child.wait(60) for child in children]
         notes.check("of the ten, how many end well after all that", 10, ended.count(0))
         stage.fence(world)
         out = [one.source_port or 0 for one in world.packets(out=False) if str(one.source) == SHARED]
@@ -91,13 +91,13 @@ def _flows(notes: Notes, stage: Stage, world: Tap) -> None:
 def _strangers(notes: Notes, stage: Stage, world: Tap) -> None:
     """What ended reservations in step 4 and drew RSTs in 5 and 6."""
     world.forget()
-    for flags in STRAY.values():
+    for name, flags in STRAY.items():
+        notes.command("world", f"a {name} to each port, as of the flow itself, another port, another server")
         for port in range(FIRST, LAST + 1):
-            # No sequence number of the flow: the owner's TCP, whoever it is, answers by itself or not at all.
-            stage.from_world(craft.tcp(SERVER, 81, SHARED, port, flags=flags, sequence=7, acknowledgement=1001))
-            stage.from_world(craft.tcp(SERVER2, 443, SHARED, port, flags=flags, sequence=7, acknowledgement=1001))
-            if flags == RST:
-                stage.from_world(craft.tcp(SERVER, 80, SHARED, port, flags=flags, sequence=7))
+            # No sequence number of the flow: the owner's TCP answers by an ACK or not at all (RFC 5961).
+            for place in ((SERVER, 80), (SERVER, 81), (SERVER2, 80)):
+                packet = craft.tcp(*place, SHARED, port, flags=flags, sequence=7, acknowledgement=1001)
+                stage.from_world(packet)
     stage.fence(world)
     said = [one for one in world.packets(out=False) if str(one.source) == SHARED and one.tcp_flags & RST]
     notes.check("RSTs that strangers draw", 0, len(said))

@@ -32,7 +32,7 @@ RULES: Final = f"""\
 table ip older {{
   chain post {{
     type nat hook postrouting priority srcnat
-    ip saddr 10.8.0.0/16 meta l4proto {{ tcp, udp }} snat to {SHARED}:{FIRST}-{LAST}
+    ip saddr 10.8.0.0/16 meta l4proto {{ tcp, udp, icmp }} snat to {SHARED}:{FIRST}-{LAST}
   }}
 }}
 """
@@ -52,6 +52,7 @@ def run(notes: Notes) -> None:
         stage.nft(RULES)
         for client in range(10):
             stage.inject(syn(f"10.8.0.{2 + client}", 5000))
+            stage.inject(craft.echo(f"10.8.0.{2 + client}", SERVER, FIRST + client))
             stage.inject(craft.udp(f"10.8.0.{2 + client}", 5000, SERVER, 5353, b"x"))
         stage.fence(world)
         world.forget()
@@ -65,7 +66,8 @@ def run(notes: Notes) -> None:
             sent = [one for one in world.packets(out=False) if one.destination_port == 5353]
             notes.wire("world", sent)
             notes.check("UDP: getsockname()", FIRST, port_of(sock))
-            notes.check("the wire", "a port outside the slice", _place(sent[-1].source_port if sent else None))
+            notes.check("UDP: the wire", "a port outside the slice", _place(sent[-1].source_port if sent else None))
+            _echo(notes, stage, world)
     with Stage(notes) as stage, stage.listening(), stage.tap() as world, stage.at("host"):
         stage.nft(ONLY_TRACKING)
         _without_nat(notes, stage, world)
@@ -83,12 +85,12 @@ def _tcp(notes: Notes, stage: Stage, world: Tap, sockets: ExitStack) -> None:
         sock.bind((SHARED, FIRST + number))
         seen = answer(partial(sock.connect, (SERVER, 443)))
         if number == 0:
-            notes.check("connect() of a socket bound to port 9000", "works", seen)
-            notes.check("getsockname()", FIRST, port_of(sock))
+            notes.check("TCP: connect() of a socket bound to port 9000", "works", seen)
+            notes.check("TCP: getsockname()", FIRST, port_of(sock))
             stage.fence(world)
             sent = [one for one in world.packets(out=False) if one.tcp_flags == SYN]
             notes.wire("world", sent)
-            notes.check("the wire", "a port outside the slice", _place(sent[-1].source_port if sent else None))
+            notes.check("TCP: the wire", "a port outside the slice", _place(sent[-1].source_port if sent else None))
     stage.fence(world)
     sent = [one for one in world.packets(out=False) if one.tcp_flags == SYN]
     inside = [one for one in sent if _place(one.source_port) == "a port of the slice"]
@@ -97,6 +99,21 @@ def _tcp(notes: Notes, stage: Stage, world: Tap, sockets: ExitStack) -> None:
         "of ten such sockets, inside the slice on the wire", "at most 1", "at most 1" if len(inside) < 2 else inside
     )
     notes.check("and their SYNs", 10, len(sent))
+
+
+def _echo(notes: Notes, stage: Stage, world: Tap) -> None:
+    """An echo id is a port, too."""
+    stage.put("net.ipv4.ping_group_range", "0 0")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP) as sock:
+        sock.bind((SHARED, FIRST))
+        world.forget()
+        sock.sendto(craft.echo(SHARED, SERVER, FIRST)[20:], (SERVER, 0))
+        stage.fence(world)
+        sent = [one for one in world.packets(out=False) if one.is_echo_request]
+        notes.wire("world", sent)
+        notes.check("ping: getsockname()", FIRST, port_of(sock))
+        seen = "nothing" if not sent else "its id" if sent[0].icmp_id == FIRST else "another id"
+        notes.check("ping: the wire", "another id", seen)
 
 
 def _without_nat(notes: Notes, stage: Stage, world: Tap) -> None:

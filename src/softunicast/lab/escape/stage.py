@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import socket
 import subprocess
@@ -38,6 +39,7 @@ from softunicast.kernel import netns, nft, sysctl
 from softunicast.kernel.tun import open_tun
 from softunicast.lab import build
 from softunicast.lab.lab import environment, wait_until
+from softunicast.lab.traces import forget_node
 from softunicast.wire import craft
 from softunicast.wire.packet import Malformed, Packet, parse
 
@@ -52,7 +54,7 @@ CLIENT: Final = "10.8.0.2"
 FIRST: Final = 9000
 LAST: Final = 9009
 FENCE_PORT: Final = 9
-PATIENCE_S: Final = 10.0
+PATIENCE_S: Final = 60.0  # only a loaded machine needs it
 STEM: Final = "escape"
 _ETH_P_IP: Final = 0x0800
 _ETH_P_ALL: Final = 0x0003
@@ -67,11 +69,12 @@ _HOST_SYSCTLS: Final[dict[str, str | int]] = {
 
 
 def remove_leftovers() -> None:
-    """Namespaces of stages whose maker was killed."""
+    """Namespaces of stages whose maker was killed, what runs in them, and what agents there left."""
     for name in netns.names():
-        maker = name.removeprefix(STEM).partition("-")[0]
-        if name.startswith(STEM) and maker.isdigit() and not Path(f"/proc/{maker}").exists():
+        maker = re.match(rf"{STEM}(\d+)", name)
+        if maker and not Path(f"/proc/{maker[1]}").exists():
             build.stop(build.processes([netns.path_of(name)]))
+            forget_node(name.partition("-")[0])
             netns.delete(name)
 
 

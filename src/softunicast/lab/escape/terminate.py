@@ -206,7 +206,7 @@ def _eleven(notes: Notes, stage: Stage) -> None:
         os.set_blocking(read, False)
         for _ in range(10):
             stack.enter_context(
-                stage.popen("client", ["curl", "-sSN", "-m", "60", f"http://{SERVER}/hold"], stdout=write)
+                stage.popen("client", ["curl", "-sSN", "-m", "240", f"http://{SERVER}/hold"], stdout=write)
             )
         os.close(write)
         said = bytearray()
