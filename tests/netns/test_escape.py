@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,33 @@ def test_the_command_writes_json() -> None:
     document = json.loads(done.stdout)
     assert document["ok"] and [step["step"] for step in document["steps"]] == [1, 6]
     assert all(check["expected"] == check["seen"] for step in document["steps"] for check in step["checks"])
+
+
+def keys(value: object) -> set[str]:
+    """Every key of a JSON document, however deep."""
+    if isinstance(value, dict):
+        return set(value) | keys(list(value.values()))
+    return set().union(*map(keys, value)) if isinstance(value, list) else set()
+
+
+def test_every_json_key_is_in_cli_md() -> None:
+    text = (PAGE.parent / "cli.md").read_text(encoding="utf-8")
+    document = pages.as_json([performed(5), performed(11)])
+    assert {"figures", "strategies", "packet_ratio"} < keys(document)
+    assert [key for key in sorted(keys(document)) if f'"{key}"' not in text] == []
+
+
+def test_a_signal_ends_a_step_and_takes_all_down() -> None:
+    words = [sys.executable, "-m", "softunicast.cli", "escape", "--step", "10"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as child:
+        assert child.stdout is not None
+        assert any("softunicast agent --plan" in line for line in child.stdout)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(60) == 128 + signal.SIGTERM
+        stem = f"{STEM}{child.pid}"
+    assert [name for name in netns.names() if name.startswith(stem)] == []
+    assert not nodes.pin_dir(stem).exists() and not nodes.run_dir(stem).exists()
 
 
 def test_a_stage_goes_when_its_experiment_fails() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -66,6 +67,15 @@ def test_exit_status_says_whether_all_was_as_expected(seen: str, status: int, mo
     assert ("all as expected" in done.output) == (status == 0)
     assert ("not as expected, step 1: it" in done.output) == (status == 1)
     assert json.loads(CliRunner().invoke(escape, ["--json"]).output)["ok"] == (status == 0)
+
+
+def test_what_stops_an_experiment_is_told() -> None:
+    def run(given: Notes) -> None:
+        given.check("it", "yes", "yes")
+        raise OSError(errno.ENOPROTOOPT, "Protocol not available")
+
+    done = steps.Step(1, "one", "The first", "Something.", run).perform()
+    assert not done.ok and "Protocol not available" in done.checks[-1].seen
 
 
 def test_a_step_without_checks_is_not_well() -> None:

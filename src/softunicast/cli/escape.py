@@ -7,6 +7,9 @@ takes everything down again. Exit status 1 when something was not as expected.
 
 from __future__ import annotations
 
+import signal
+import sys
+
 import click
 
 from softunicast.cli.output import write_json
@@ -37,6 +40,8 @@ def escape(numbers: tuple[int, ...], only_list: bool, as_json: bool, as_markdown
         for step in STEPS:
             click.echo(f"{step.number:2}  {step.name:14}  {step.title}")
         return
+    # Ended by a signal or not, a step takes its namespaces down.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     build.check_tools(("ip", "nsenter", "nft", "curl"))
     talks = not (as_json or as_markdown)
 

@@ -19,8 +19,8 @@ from softunicast.wire.packet import SYN
 
 from .cost import measure
 from .notes import Notes
-from .sockopts import answer, tcp
-from .stage import FIRST, LAST, SERVER, SERVER2, SHARED, Stage, Tap, slice_text, wait
+from .sockopts import answer, tcp, udp
+from .stage import ECHO_PORT, FIRST, LAST, SERVER, SERVER2, SHARED, Stage, Tap, slice_text, wait
 from .strategies import STRATEGIES, Strategy
 from .surgery import fewest_local_rules, state
 
@@ -85,10 +85,12 @@ def _carry(notes: Notes, strategy: Strategy, stage: Stage) -> dict[str, str]:
             lambda: all(held.exists() and held.read_text().endswith("\n") for _, held in files),
             f"{name}: ten downloads",
         )
+        notes.wire("world", [one for one in world.packets(out=False) if one.tcp_flags == SYN])
         whole = sum(file.read_bytes() == _file(f"client{number}") for number, (file, _) in enumerate(files))
         notes.check(f"{name}: downloads whole, of ten", 10, whole)
         seen = slice_text(int(held.read_text().split()[-1].removeprefix(f"{SHARED}:")) for _, held in files)
         notes.check(f"{name}: the ports of {SHARED} that the server saw", slice_text(range(FIRST, LAST + 1)), seen)
+        notes.check(f"{name}: a datagram and its answer", "from a port of the slice", _datagram(stage))
         eleventh = _curl(stage, "-o", "/dev/null", f"{address}/")
         notes.check(f"{name}: an eleventh client", strategy.eleventh, eleventh)
         notes.check(
@@ -109,6 +111,20 @@ def _carry(notes: Notes, strategy: Strategy, stage: Stage) -> dict[str, str]:
 def _file(token: str) -> bytes:
     line = f"{token}\n".encode()
     return (line * (FILE_BYTES // len(line) + 1))[:FILE_BYTES]
+
+
+def _datagram(stage: Stage) -> str:
+    """A client's question to the world's UDP echo server, which says whom it saw."""
+    with stage.at("client"), udp() as sock:
+        sock.settimeout(GIVES_UP_S)
+        sock.sendto(b"question", (SERVER, ECHO_PORT))
+        try:
+            seen, _, said = sock.recv(100).decode().partition(" ")
+        except TimeoutError:
+            return "no answer"
+    address, _, port = seen.partition(":")
+    inside = address == SHARED and FIRST <= int(port) <= LAST and said == "question"
+    return "from a port of the slice" if inside else f"{said} from {seen}"
 
 
 def _program(stage: Stage, world: Tap) -> str:

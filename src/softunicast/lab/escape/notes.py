@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from softunicast.wire.packet import Packet
 
-MOST_PACKETS = 24
+MOST_PACKETS: Final = 24
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,7 @@ CLIENT: Final = "10.8.0.2"
 FIRST: Final = 9000
 LAST: Final = 9009
 FENCE_PORT: Final = 9
+ECHO_PORT: Final = 7
 PATIENCE_S: Final = 60.0  # only a loaded machine needs it
 STEM: Final = "escape"
 _ETH_P_IP: Final = 0x0800
@@ -340,10 +341,10 @@ class Stage:
 
     @contextmanager
     def web(self) -> Iterator[None]:
-        """The lab's web server at both addresses of the world, port 80."""
+        """The lab's web server at both addresses of the world, port 80, and its echo server at the first."""
         places = ",".join(f"{address}:80" for address in (SERVER, SERVER2))
         with tempfile.TemporaryDirectory(prefix="softunicast-escape-") as folder:
-            arguments = ["--log", f"{folder}/web.jsonl", "--web", places, "--echo", f"{SERVER}:7"]
+            arguments = ["--log", f"{folder}/web.jsonl", "--web", places, "--echo", f"{SERVER}:{ECHO_PORT}"]
             command = [sys.executable, "-m", "softunicast.lab.servers", *arguments]
             with self.popen("world", command, stdout=subprocess.PIPE) as child:
                 if child.stdout is None or child.stdout.readline() != b"ready\n":

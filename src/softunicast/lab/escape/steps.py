@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from softunicast.errors import KernelError
+
 from . import (
     contest,
     early_demux,
@@ -34,9 +36,12 @@ class Step:
     run: Callable[[Notes], None]
 
     def perform(self, say: Callable[[str], None] = lambda _: None) -> Notes:
-        """Run it whole. KernelError when the stage itself could not be built."""
+        """Run it whole. What stops it, such as an option that this kernel lacks, is one more check that fails."""
         notes = Notes(self.number, self.name, self.title, self.tried, say)
-        self.run(notes)
+        try:
+            self.run(notes)
+        except (OSError, KernelError) as error:
+            notes.check("the experiment as a whole", "done", f"stopped by: {error}")
         return notes
 
 
