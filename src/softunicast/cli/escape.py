@@ -40,8 +40,6 @@ def escape(numbers: tuple[int, ...], only_list: bool, as_json: bool, as_markdown
         for step in STEPS:
             click.echo(f"{step.number:2}  {step.name:14}  {step.title}")
         return
-    # Ended by a signal or not, a step takes its namespaces down.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     build.check_tools(("ip", "nsenter", "nft", "curl"))
     talks = not (as_json or as_markdown)
 
@@ -50,12 +48,17 @@ def escape(numbers: tuple[int, ...], only_list: bool, as_json: bool, as_markdown
             click.echo(f"  {line}")
 
     done = []
-    for step in STEPS:
-        if numbers and step.number not in numbers:
-            continue
-        if talks:
-            click.echo(f"\n{step.number}. {step.title}\n{step.tried}\n")
-        done.append(step.perform(say))
+    # Ended by a signal or not, a step takes its namespaces down.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        for step in STEPS:
+            if numbers and step.number not in numbers:
+                continue
+            if talks:
+                click.echo(f"\n{step.number}. {step.title}\n{step.tried}\n")
+            done.append(step.perform(say))
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if as_json:
         write_json(pages.as_json(done))
     elif as_markdown:

@@ -9,14 +9,18 @@ filter. Early demultiplexing is off for the whole namespace or it is on. Sources
 
 from __future__ import annotations
 
+import socket
+import time
+from contextlib import ExitStack, suppress
 from typing import Final
 
+from softunicast.kernel import sysctl
 from softunicast.wire import craft
 from softunicast.wire.packet import ACK, SYN
 
 from .notes import Notes
 from .sockopts import hold, udp
-from .stage import FIRST, SERVER, SHARED, Stage, Tap, syn
+from .stage import FIRST, HOST, SERVER, SHARED, Stage, Tap, syn
 from .surgery import changed, operated, state
 
 NAME: Final = "early-demux"
@@ -25,6 +29,7 @@ TRIED: Final = (
     "The moved rule of step 7 and a hold socket of step 5 for one and the same flow: the client's SYN leaves, "
     "the server answers."
 )
+MEGABYTE: Final = 1 << 20
 COUNTERS: Final = f"""\
 table ip count {{
   counter prerouting {{}}
@@ -65,6 +70,7 @@ def run(notes: Notes) -> None:
                 notes.check("UDP, early demux on", "not at fishtun", _udp(stage, world))
                 with changed(stage, {"net.ipv4.udp_early_demux": 0}):
                     notes.check("UDP, udp_early_demux=0", "at fishtun", _udp(stage, world))
+        _cost(notes, stage)
         different = [name for name, value in state(stage).items() if before[name] != value]
         notes.check("what is different when all is put back", "nothing", ", ".join(different) or "nothing")
 
@@ -92,3 +98,36 @@ def _udp(stage: Stage, world: Tap) -> str:
     stage.from_world(craft.udp(SERVER, 53, SHARED, FIRST, b"answer"))
     stage.fence(world)
     return "at fishtun" if any(one.source_port == 53 for one in stage.received()) else "not at fishtun"
+
+
+def _cost(notes: Notes, stage: Stage) -> None:
+    """What the host's own TCP pays when nobody may demultiplex early: a megabyte to a socket of it, many times."""
+    with ExitStack() as stack:
+        with stage.at("host"):
+            listener = stack.enter_context(socket.create_server((HOST, 5000)))
+        with stage.at("world"):
+            sender = stack.enter_context(socket.create_connection((HOST, 5000)))
+        receiver = stack.enter_context(listener.accept()[0])
+        for sock in (sender, receiver):
+            sock.setblocking(False)
+        times: dict[int, list[float]] = {1: [], 0: []}
+        before = sysctl.get("net.ipv4.tcp_early_demux", netns=stage.host)
+        for _ in range(40):
+            for on, bursts in times.items():
+                sysctl.put("net.ipv4.tcp_early_demux", on, netns=stage.host)
+                began_ns = time.perf_counter_ns()
+                _carry(sender, receiver)
+                bursts.append((time.perf_counter_ns() - began_ns) / 1000)
+        sysctl.put("net.ipv4.tcp_early_demux", before, netns=stage.host)
+    notes.figure("a megabyte to a socket of the host, early demux on", min(times[1]), "µs")
+    notes.figure("the same, early demux off", min(times[0]), "µs")
+
+
+def _carry(sender: socket.socket, receiver: socket.socket) -> None:
+    sent, got, data = 0, 0, bytes(1 << 16)
+    while got < MEGABYTE:
+        with suppress(BlockingIOError):
+            while sent < MEGABYTE:
+                sent += sender.send(data[: MEGABYTE - sent])
+        with suppress(BlockingIOError):
+            got += len(receiver.recv(1 << 20))

@@ -19,6 +19,7 @@ END: Final = "<!-- end of what is generated -->"
 TABLE_HEAD: Final = (
     "way",
     "new flow, µs (ours = 1)",
+    "the tenth of ten ports, µs (ours = 1)",
     "packet, µs (ours = 1)",
     "of it rewriting in Python, µs",
     "packets a second, one CPU",
@@ -65,6 +66,7 @@ def _strategies(rows: Sequence[dict[str, Any]]) -> str:
         (
             f"`{row['strategy']}`",
             f"{row['new_flow_us']:.1f} ({row['new_flow_ratio']:.2f})",
+            f"{row['last_flow_us']:.1f} ({row['last_flow_ratio']:.2f})",
             f"{row['packet_us']:.1f} ({row['packet_ratio']:.2f})",
             f"{row['rewriting_in_python_us']:.1f}" if row["rewriting_in_python_us"] else "-",
             f"{row['packets_a_second']:,.0f}",

@@ -246,7 +246,7 @@ class Stage:
 
     def put(self, name: str, value: str | int) -> str:
         """Set a sysctl of the host, shown; gives the value before."""
-        self.notes.command("host", f"sysctl -w {name}={str(value).strip()!r}")
+        self.notes.command("host", f"sysctl -w {shlex.quote(f'{name}={value}'.strip())}")
         return sysctl.put(name, value, netns=self.host)
 
     def words(self, who: str, command: list[str]) -> list[str]:

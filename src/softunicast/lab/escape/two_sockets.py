@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from softunicast.kernel import sysctl
+from softunicast.wire.packet import SYN
 
 from .notes import Notes
 from .sockopts import IP_LOCAL_PORT_RANGE, answer, port_range, tcp, udp
@@ -84,13 +85,18 @@ CASES: Final[tuple[tuple[str, Callable[[], socket.socket], Try, Try, str, str], 
 
 def run(notes: Notes) -> None:
     """Every style against every other that matters, then the limits of the slice itself."""
-    with Stage(notes) as stage, stage.listening():
+    with Stage(notes) as stage, stage.listening(), stage.tap() as world:
         for number, (what, make, first, second, to, expected) in enumerate(CASES):
             port = FIRST + 100 + number
             with stage.at("host"), make() as one, make() as other:
                 before = first(one, port, SERVER)
                 seen = second(other, port, to) if before == "works" else f"the first socket: {before}"
             notes.check(what, expected, seen)
+        stage.fence(world)
+        syns = [one for one in world.packets(out=False) if one.tcp_flags == SYN]
+        notes.wire("world", syns)
+        tuples = [(one.source_port, one.destination) for one in syns]
+        notes.check("TCP five-tuples that went over the wire twice", 0, len(tuples) - len(set(tuples)))
         _range(notes, stage)
         _exhausted(notes, stage)
 
