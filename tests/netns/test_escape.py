@@ -18,6 +18,7 @@ from softunicast.lab.escape.notes import Notes
 from softunicast.lab.escape.stage import STEM, Stage, remove_leftovers
 from softunicast.lab.escape.steps import STEPS
 from softunicast.lab.escape.strategies import STRATEGIES
+from tests.support.wait import wait_until
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "strategies.md"
 DONE: dict[int, Notes] = {}
@@ -136,9 +137,8 @@ def test_what_a_killed_maker_left_is_removed_by_the_next() -> None:
     netns.create(name)
     with subprocess.Popen(["nsenter", f"--net={netns.path_of(name)}", "sleep", "1000"]) as sleeper:
         try:
-            # Until it is inside: nsenter has become sleep.
-            while Path(f"/proc/{sleeper.pid}/comm").read_text() != "sleep\n":
-                os.sched_yield()
+            inside = Path(f"/proc/{sleeper.pid}/comm")
+            wait_until(lambda: inside.read_text() == "sleep\n", 30, "nsenter is inside and has become sleep")
             remove_leftovers()
             assert sleeper.wait(10) != 0
         finally:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import pytest
 from click.testing import CliRunner
 
+from softunicast.cli import main
 from softunicast.cli.escape import escape
 from softunicast.lab import build
 from softunicast.lab.escape import mover, pages, steps
@@ -67,6 +68,27 @@ def test_exit_status_says_whether_all_was_as_expected(seen: str, status: int, mo
     assert ("all as expected" in done.output) == (status == 0)
     assert ("not as expected, step 1: it" in done.output) == (status == 1)
     assert json.loads(CliRunner().invoke(escape, ["--json"]).output)["ok"] == (status == 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--step", "99"], "no step 99; there are 1 to 11"),
+        (["--step", "x"], "'x' is not a valid integer"),
+        (["--json", "--markdown"], "exclude each other"),
+    ],
+)
+def test_wrong_arguments_do_nothing(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["escape", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_steps_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["escape", "--list"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [int(line.split()[0]) for line in listed] == list(range(1, 12))
+    assert all(len(step.tried) > 80 and step.title in line for step, line in zip(steps.STEPS, listed, strict=True))
 
 
 def test_what_stops_an_experiment_is_told() -> None:

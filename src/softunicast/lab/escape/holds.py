@@ -168,7 +168,21 @@ def _cost(notes: Notes) -> None:
             held.bind(PLACE)
             held.connect((SERVER, port))
 
+    def repaired(port: int) -> None:
+        with tcp() as held:
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+            held.bind(PLACE)
+            held.connect((SERVER, port))
+
+    def echo(_: int) -> None:
+        with _ping() as held:
+            held.bind(PLACE)
+            held.connect((SERVER, 0))
+
+    notes.figure("a TCP_REPAIR hold made and closed", each_us(repaired, 1000), "µs")
     notes.figure("a UDP hold made and closed", each_us(datagram, 1000), "µs")
+    notes.figure("a ping hold made and closed", each_us(echo, 1000), "µs")
 
 
 def _snat(notes: Notes, stage: Stage, world: Tap) -> None:
