@@ -40,6 +40,10 @@ fuzz: setup ## damaged packets for the parsers; make fuzz SECONDS=600 (root)
 bench: setup ## measure against peers in one run; writes docs/performance.md (root, minutes)
 	@$(PY) -m bench --write docs/performance.md
 
+.PHONY: strategies
+strategies: setup ## softunicast escape, written into docs/strategies.md (root, some minutes)
+	@$(PY) tools/gen_strategies.py
+
 .PHONY: lab
 lab: setup ## bring the lab up and leave it up; softunicast lab --help
 	@.venv/bin/softunicast lab up

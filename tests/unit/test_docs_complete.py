@@ -57,7 +57,7 @@ def test_every_verb_is_listed() -> None:
     assert set(rows("cli.md", "Verbs")) == set(VERBS)
 
 
-@pytest.mark.parametrize("verb", ["slices", "flows", "counters", "drops", "explain"])
+@pytest.mark.parametrize("verb", ["slices", "flows", "counters", "drops", "explain", "escape"])
 def test_every_option_of_the_verbs_that_show_is_in_cli_md(verb: str) -> None:
     command = cli.get_command(click.Context(cli), verb)
     assert command is not None

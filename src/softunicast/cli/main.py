@@ -34,6 +34,7 @@ VERBS: Final[dict[str, str]] = {
     "announce": "Announce this node's prefixes by BIRD, or drain it.",
     "explain": "Say what would happen to a packet, and why.",
     "lab": "A fleet in network namespaces, to try things in.",
+    "escape": "Why packets do not go through the host's stack, told by your own kernel.",
 }
 
 

@@ -5,8 +5,8 @@ Slice addresses go on lo with scope host (IPv4) or deprecated (IPv6, preferred l
 duplicate address detection: a program may bind them, but the kernel never picks one by itself as a source
 (net/ipv4/devinet.c inet_select_addr wants ifa_scope <= the destination's; RFC 6724 section 5 rule 3).
 
-Dumps ask for strict checking (NETLINK_GET_STRICT_CHK) so that the kernel filters by table. Only this module
-and kernel.entries use pyroute2; the library has no type hints, hence the Any at its edge.
+Dumps ask for strict checking (NETLINK_GET_STRICT_CHK) so that the kernel filters by table. Only this module,
+kernel.entries and kernel.conntrack use pyroute2; the library has no type hints, hence the Any at its edge.
 """
 
 from __future__ import annotations
