@@ -57,7 +57,7 @@ def lab() -> Iterator[FleetLab]:
                 command = ["ethtool", "-K", device, "tx", "off", "tso", "off", "gso", "off"]
                 lab.node(host).run(command, check=True)
         # Without tables, and with nobody's underlay, ours lets all pass.
-        nobody = Settings(underlay=addr_bytes(ip_address("10.255.255.255")), node=1, gue_port=6080, site=1)
+        nobody = Settings(underlay4=addr_bytes(ip_address("10.255.255.255")), node=1, gue_port=6080, site=1)
         passing = undo.enter_context(
             BpfObject.load(object_path("steer"), settings=nobody.pack(), map_sizes={"owners": 16})
         )
