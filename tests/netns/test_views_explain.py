@@ -47,7 +47,7 @@ def loaded() -> Iterator[Bench]:
 def b(loaded: Bench) -> Bench:
     loaded.reset()
     loaded.plane.add_slice(SLICE, 9020, 9029, node=ABSENT)
-    # A node that the plan has, with an address that the tunnel cannot reach yet.
+    # A node that is reached by IPv6.
     loaded.plane.put("nodes", u32(3), Node(packed("2001:db8:1::1"), 1).pack())
     loaded.plane.add_slice(SLICE, 9030, 9039, node=3)
     return loaded
@@ -143,7 +143,7 @@ def test_every_verdict_is_what_the_program_does(b: Bench) -> None:
         for key in list(b.plane.object.maps["flows"].keys()):
             b.plane.object.maps["flows"].delete(key)
     assert {action for action, _ in verdicts} == set(Action) - {Action.CLAIM_DECIDES}
-    reasons = {Drop.NO_CLAIM, Drop.NO_OWNER, Drop.ONRAMP, Drop.INBOUND_NEW, Drop.ENCAP}
+    reasons = {Drop.NO_CLAIM, Drop.NO_OWNER, Drop.ONRAMP, Drop.INBOUND_NEW}
     assert reasons <= {drop for _, drop in verdicts}, verdicts
 
 
