@@ -101,6 +101,11 @@ SEC("tc") int su_uplink_in(struct __sk_buff *skb)
 
 	if (!su_is_ip(skb) || !su_peek(skb, SU_DST, &dst))
 		return TC_ACT_UNSPEC;
+	/* A client's packet that turned round (su_onramp_turn): for us, whatever its Ethernet header says. */
+	if (settings.mask && (skb->mark & settings.mask) == settings.mark) {
+		skb->mark &= ~settings.mask;
+		bpf_skb_change_type(skb, 0 /* PACKET_HOST */);
+	}
 	/* A switch that does not know where a node is floods its frames to all: they are not ours to carry, the stack drops them. */
 	if (skb->pkt_type != 0 /* PACKET_HOST */)
 		return TC_ACT_UNSPEC;

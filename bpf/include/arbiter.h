@@ -198,8 +198,13 @@ __noinline int su_choose_in(struct su_want *w, __u32 slice_index, __u64 now_ns, 
 		return -SU_DROP_NO_SLICE;
 	first = slice->first;
 	last = slice->last;
-	if (w->flow.proto == IPPROTO_UDP && slice->udp_exact_first > first)
+	if (su_is_wildcard(&w->flow)) {
+		if (slice->udp_exact_first <= first)
+			return -SU_DROP_SLICE_FULL;
+		last = slice->udp_exact_first - 1;
+	} else if (w->flow.proto == IPPROTO_UDP && slice->udp_exact_first > first) {
 		first = slice->udp_exact_first;
+	}
 	whole = w->first <= first && w->last >= last;
 	if (w->first > first)
 		first = w->first;
@@ -273,7 +278,7 @@ __noinline __u32 su_rendezvous(__u32 from, __u32 count, __u32 client)
 }
 
 /*
- * Claim a flow towards w->flow.remote for that policy, with an address by the client's rendezvous hash
+ * Claim a flow towards w->flow.remote (all zero: a wildcard, for UDP) for that policy, with an address by the client's rendezvous hash
  * and the others after it when that one is full. 0 or -SU_DROP_SLICE_FULL, NO_SLICE, TABLE_FULL, CLAIM_ERROR.
  */
 static __always_inline int su_choose_once(struct su_want *w, const struct su_policy *policy, __u32 client,
@@ -282,6 +287,7 @@ static __always_inline int su_choose_once(struct su_want *w, const struct su_pol
 	__u32 from, count, best, index = policy->pool;
 	int err = -SU_DROP_NO_SLICE;
 	struct su_pool *pool;
+	bool v4;
 
 	if (policy->flags & SU_POLICY_RANGE) {
 		if (policy->first > w->first)
@@ -293,8 +299,10 @@ static __always_inline int su_choose_once(struct su_want *w, const struct su_pol
 	pool = bpf_map_lookup_elem(&pools, &index);
 	if (!pool)
 		return -SU_DROP_NO_SLICE;
-	from = su_is_v4(&w->flow.remote) ? pool->v4_first : pool->v6_first;
-	count = su_is_v4(&w->flow.remote) ? pool->v4_count : pool->v6_count;
+	/* A wildcard has no remote, and a packet keeps its family. */
+	v4 = su_is_v4(su_is_wildcard(&w->flow) ? &w->claim.inner : &w->flow.remote);
+	from = v4 ? pool->v4_first : pool->v6_first;
+	count = v4 ? pool->v4_count : pool->v6_count;
 	if (!count)
 		return -SU_DROP_NO_SLICE;
 	if (count > SU_POOL_SLICES)

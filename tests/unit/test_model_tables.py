@@ -155,7 +155,7 @@ def test_settings() -> None:
     assert found == abi.Settings(
         netns_cookie=4711, full_ns=5_000_000, underlay4=addr_bytes(node.underlay),
         underlay6=addr_bytes(node.underlay), node=2, mark=0x20000000,
-        mask=0x20000000, slots=262144, tcp_transitory_s=240, tcp_established_s=7440, tcp_linger_s=120,
+        mask=0x20000000, slots=262144, tcp_transitory_s=240, tcp_established_s=7440, tcp_linger_s=240,
         sock_linger_s=60, sock_reuse_s=1, udp_s=300, icmp_s=60, gue_port=6080, answer_ping=1, site=2,
     )  # fmt: skip
     odd = dataclasses.replace(FULL, settings=dataclasses.replace(FULL.settings, flows=100_000, answer_ping=False))
