@@ -178,6 +178,10 @@ SEC("tc") int su_guard_other(struct __sk_buff *skb)
 
 	if (!w || !su_is_ip(skb))
 		return TC_ACT_UNSPEC;
+	if (settings.mask && (skb->mark & settings.mask) == settings.mark) {
+		skb->mark &= ~settings.mask;
+		return TC_ACT_UNSPEC;
+	}
 	/* Whether the device has Ethernet headers is not known here; the network header is. */
 	if (bpf_skb_load_bytes_relative(skb, skb->protocol == bpf_htons(ETH_P_IP) ? 12 : 8, &src,
 					sizeof(src), BPF_HDR_START_NET))

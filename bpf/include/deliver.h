@@ -89,6 +89,9 @@ static __always_inline int su_deliver_packet(struct __sk_buff *skb, struct su_wo
 	}
 	if (!su_deliver_refresh(live, w, wildcard))
 		return -SU_DROP_NO_CLAIM;
+	/* From a client of the fleet to another: its source is a slice's, and su_guard_other is to let it go. */
+	if (wildcard && su_fleet(&w->pkt.src))
+		su_mark(skb);
 	if (onramp->mss && w->pkt.tcp & SU_TCP_SYN) {
 		err = su_mss_clamp(skb, &w->pkt, onramp->mss);
 		if (err)

@@ -36,38 +36,47 @@ static __noinline int su_mss_write(struct __sk_buff *skb, __u32 tcp_off, __u32 a
 	return 0;
 }
 
+/* A walk along the options: from `at` to before `end`. */
+struct su_mss_walk {
+	struct __sk_buff *skb;
+	__u32 at, end;
+	__u32 was;		/* the MSS, whose two bytes are at `at` then; 0: none found */
+};
+
+static long su_mss_step(__u64 i, struct su_mss_walk *w)
+{
+	__u8 o[4];
+
+	/* The first two bytes say which it is; a NOP or the end may be the last byte. */
+	if (w->at + 2 > w->end || bpf_skb_load_bytes(w->skb, w->at, o, 2) || o[0] == SU_TCPOPT_END)
+		return 1;
+	if (o[0] == SU_TCPOPT_NOP) {
+		w->at++;
+		return 0;
+	}
+	if (o[0] == SU_TCPOPT_MSS && o[1] == 4) {
+		if (w->at + 4 <= w->end && !bpf_skb_load_bytes(w->skb, w->at, o, 4))
+			w->was = (__u32)o[2] << 8 | o[3];
+		w->at += 2;
+		return 1;
+	}
+	w->at += o[1];
+	return o[1] < 2;
+}
+
 /* p is a SYN. `mss`: the largest for IPv4. 0, or -SU_DROP_MALFORMED. Packet pointers are to be read again. */
 static __noinline int su_mss_clamp(struct __sk_buff *skb, const struct su_pkt *p, __u32 mss)
 {
-	__u32 off = p->l4_off, at = off + sizeof(struct tcphdr), end;
-	__u8 o[4], doff;
+	struct su_mss_walk w = {.skb = skb, .at = p->l4_off + sizeof(struct tcphdr)};
+	__u8 doff;
 
 	if (p->flags & SU_PKT_IP6)
 		mss -= sizeof(struct ipv6hdr) - sizeof(struct iphdr);
-	if (bpf_skb_load_bytes(skb, off + 12, &doff, 1))
+	if (bpf_skb_load_bytes(skb, p->l4_off + 12, &doff, 1))
 		return -SU_DROP_MALFORMED;
-	end = off + (doff >> 4) * 4;
-	for (int i = 0; i < SU_TCP_OPTIONS; i++) {
-		/* The first two bytes say which it is; a NOP or the end may be the last byte. */
-		if (at + 2 > end || bpf_skb_load_bytes(skb, at, o, 2) || o[0] == SU_TCPOPT_END)
-			return 0;
-		if (o[0] == SU_TCPOPT_NOP) {
-			at++;
-			continue;
-		}
-		if (o[1] < 2)
-			return 0;
-		if (o[0] == SU_TCPOPT_MSS && o[1] == 4) {
-			__u32 was;
-
-			if (at + 4 > end || bpf_skb_load_bytes(skb, at, o, 4))
-				return 0;
-			was = (__u32)o[2] << 8 | o[3];
-			return was > mss ? su_mss_write(skb, off, at + 2, was, mss) : 0;
-		}
-		at += o[1];
-	}
-	return 0;
+	w.end = p->l4_off + (doff >> 4) * 4;
+	bpf_loop(SU_TCP_OPTIONS, su_mss_step, &w, 0);
+	return w.was > mss ? su_mss_write(skb, p->l4_off, w.at, w.was, mss) : 0;
 }
 
 #endif /* SU_MSS_H */

@@ -12,7 +12,7 @@ from softunicast.egress.permits import mapping_hash
 from softunicast.kernel.abi import Counter, Drop, Flow, Kind, OnrampFlag, Permit, State
 from softunicast.kernel.abi_util import word_seen_s, word_state
 from softunicast.wire.craft import carried, echo, icmp_error, tcp, udp
-from tests.bpf.egress_bench import OK, REDIRECT, SHOT, Bench, bench
+from tests.bpf.egress_bench import OK, REDIRECT, SHOT, UNSPEC, Bench, bench
 from tests.support.dataplane import (
     BYPASS,
     CLIENT,
@@ -218,8 +218,11 @@ def test_hairpin_within_a_node(b: Bench) -> None:
     came = turned(b, udp(CLIENT, 40000, MAPPED, second, b"hello"))
     assert came[14:] == udp(MAPPED, first, MAPPED, second, b"hello", ttl=63)
     ran = b.run("su_uplink_in", b"\x06" * 12 + came[12:], raw=True, mark=MARK)
-    assert (ran.verdict, ran.mark) == (REDIRECT, 0)
+    assert (ran.verdict, ran.mark) == (REDIRECT, MARK)
     assert ran.data[14:] == udp(MAPPED, first, SECOND, 40000, b"hello", ttl=62)
+    # On-ramps are no uplinks: only what is ours goes out there from a slice's address.
+    ran = b.run("su_guard_other", ran.data, raw=True, mark=MARK)
+    assert (ran.verdict, ran.mark) == (UNSPEC, 0)
     assert b.plane.count(Counter.HAIRPINNED) == 1
     assert b.plane.drops() == {}
 

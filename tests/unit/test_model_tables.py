@@ -78,7 +78,8 @@ def test_on_ramps() -> None:
     assert names.onramps == {"relay": 1, "vpn": 2}
     assert tables["onramp_devices"] == {u32(7): u32(2), u32(8): u32(1)}
     vpn = abi.Onramp.unpack(tables["onramps"][u32(2)])
-    assert (vpn.flags, vpn.generation, vpn.ifindex) == (abi.OnrampFlag.SET, 3, 7)
+    udp = abi.OnrampFlag.EIM | abi.OnrampFlag.ADF
+    assert (vpn.flags, vpn.generation, vpn.ifindex, vpn.mss) == (abi.OnrampFlag.SET | udp, 3, 7, 1360)
     assert addr_ip(vpn.gateway4) == IPv4Address("10.64.0.1")
     assert str(addr_ip(vpn.gateway6)) == "fd00:64::1"
     assert vpn.policy == abi.Policy(
@@ -98,7 +99,9 @@ def test_on_ramps() -> None:
 def test_ethernet_unless_told_otherwise() -> None:
     tables = egress.build_tables(FULL, BINDINGS, "lhr1", IFINDEXES, {})
     vpn = abi.Onramp.unpack(tables["onramps"][u32(2)])
-    assert vpn.flags == abi.OnrampFlag.SET | abi.OnrampFlag.L2
+    assert vpn.flags == abi.OnrampFlag.SET | abi.OnrampFlag.L2 | abi.OnrampFlag.EIM | abi.OnrampFlag.ADF
+    relay = abi.Onramp.unpack(tables["onramps"][u32(1)])
+    assert (relay.flags, relay.mss) == (abi.OnrampFlag.SET | abi.OnrampFlag.L2, 0)
 
 
 def test_a_device_that_is_not_there_is_zeros() -> None:
