@@ -174,11 +174,14 @@ SEC("tc") int su_guard(struct __sk_buff *skb)
 SEC("tc") int su_guard_other(struct __sk_buff *skb)
 {
 	struct su_work *w = su_work_get(SU_ROOM_GUARD);
+	__u32 ifindex = skb->ifindex;
 	struct su_addr src;
 
 	if (!w || !su_is_ip(skb))
 		return TC_ACT_UNSPEC;
-	if (settings.mask && (skb->mark & settings.mask) == settings.mark) {
+	/* Delivered to a client, and from another one: hairpinned. */
+	if (settings.mask && (skb->mark & settings.mask) == settings.mark &&
+	    bpf_map_lookup_elem(&onramp_devices, &ifindex)) {
 		skb->mark &= ~settings.mask;
 		return TC_ACT_UNSPEC;
 	}
