@@ -136,7 +136,7 @@ def test_a_wrong_checksum_stays_wrong(b: Bench, where: str) -> None:
 @pytest.mark.parametrize("way", ["in", "out"])
 @pytest.mark.parametrize("proto", ["tcp", "udp", "echo"])
 def test_an_error_neither_ends_nor_keeps_a_flow(b: Bench, proto: str, way: str) -> None:
-    """RFC 4787 REQ-12, RFC 5382 REQ-10, RFC 5508 REQ-6; outwards RFC 7857 section 7."""
+    """RFC 4787 REQ-12, RFC 5382 REQ-10, RFC 5508 REQ-6; outwards RFC 7857 section 7.1."""
 
     def out(source: str, port: int) -> bytes:
         if proto == "echo":

@@ -103,3 +103,16 @@ def test_an_error_comes_back_from_client_to_client(lab: FleetLab) -> None:
         first.socket.send(b"are you there?")
         with pytest.raises(ConnectionRefusedError):
             first.socket.recv(10)
+
+
+def test_no_destination_is_logged(lab: FleetLab) -> None:
+    """RFC 6888 REQ-12: agents' logs know nodes and slices, but not where flows go."""
+    destination = lab.fresh()
+    for name, node in NODE.items():
+        peer = Peer(lab, name, 4)
+        with peer.socket:
+            assert peer.ask((destination, 7)) == peer.outer
+            assert peer.outer[0] in str(lab.json(node, "flows"))
+    logs = {node: lab.log(f"agent-{node}") for node in NODE.values()}
+    assert all("attachment" in log for log in logs.values())
+    assert [node for node, log in logs.items() if destination in log or ECHO[4][0] in log] == []
