@@ -314,7 +314,7 @@ static __always_inline int su_onramp_packet(struct __sk_buff *skb, struct su_wor
 		err = su_onramp_class(skb, &w->pkt, onramp);
 		if (err != SU_TO_CLAIM)
 			return su_onramp_stack(skb, err);
-		err = su_permit_add(w, onramp, su_seconds(now_ns)) ? -SU_DROP_CLAIM_ERROR : 0;
+		err = su_permit_add(w, onramp, su_seconds(now_ns));
 	} else if (err == SU_UNKNOWN) {
 		err = su_onramp_new(skb, w, onramp, owner);
 		if (err == SU_BEGUN) {
@@ -326,7 +326,7 @@ static __always_inline int su_onramp_packet(struct __sk_buff *skb, struct su_wor
 			return err;
 		}
 		if ((!err || err == SU_UNSENT) && su_onramp_eim(onramp, w->pkt.proto))
-			err = su_permit_add(w, onramp, su_seconds(now_ns)) ? -SU_DROP_CLAIM_ERROR : 0;
+			err = su_permit_add(w, onramp, su_seconds(now_ns));
 	}
 	if (err)
 		return err == SU_UNKNOWN ? -SU_DROP_CLAIM_ERROR : err;
