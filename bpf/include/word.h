@@ -94,7 +94,8 @@ static __always_inline bool su_is_v4(const struct su_addr *a)
 /* A claim towards every remote at once. */
 static __always_inline bool su_is_wildcard(const struct su_flow *f)
 {
-	return f->proto == IPPROTO_UDP && !(f->remote.w[0] | f->remote.w[1] | f->remote.w[2] | f->remote.w[3] | f->remote_port);
+	return !f->remote_port && f->proto == IPPROTO_UDP &&
+	       !(f->remote.w[0] | f->remote.w[1] | f->remote.w[2] | f->remote.w[3]);
 }
 
 static __always_inline bool su_addr_eq(const struct su_addr *a, const struct su_addr *b)
