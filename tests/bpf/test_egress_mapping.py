@@ -12,6 +12,7 @@ from softunicast.egress.permits import mapping_hash
 from softunicast.kernel.abi import Counter, Drop, Flow, Kind, OnrampFlag, Permit, State
 from softunicast.kernel.abi_util import word_seen_s, word_state
 from softunicast.wire.craft import carried, echo, icmp_error, tcp, udp
+from softunicast.wire.packet import checksum_errors, parse
 from tests.bpf.egress_bench import OK, REDIRECT, SHOT, UNSPEC, Bench, bench
 from tests.support.dataplane import (
     BYPASS,
@@ -28,7 +29,7 @@ from tests.support.dataplane import (
     packed,
     u32,
 )
-from tests.support.packets import SYN, frame, header4
+from tests.support.packets import SYN, fragments, frame, header4, whole
 
 MAPPED = "198.51.100.21"  # 9000-9015 for mappings, 9016-9063 for exact claims
 MAPPED6 = "2001:db8:1::21"
@@ -199,6 +200,22 @@ def test_classes_are_judged_for_each_remote(b: Bench) -> None:
     ran = b.out(udp(CLIENT, 40000, ELSEWHERE, 53, ttl=1))
     assert (ran.packet.icmp_type, b.plane.drops()) == (11, {Drop.HOPS: 1})
     assert mapping(b, remote=ELSEWHERE) == port
+
+
+def test_fragments_follow_a_mapping(b: Bench) -> None:
+    onramp(b, EIM | APDF)
+    data = bytes(range(256)) * 12
+    port = mapping(b)
+    for remote in (SERVER, ELSEWHERE):
+        pieces = [b.out(piece) for piece in fragments(udp(CLIENT, 40000, remote, 53, data), 1400)]
+        assert [ran.verdict for ran in pieces] == [REDIRECT] * 3
+        made = whole([ran.data[14:] for ran in pieces])
+        assert checksum_errors(made) == ()
+        assert (parse(made).source_port, made[28:]) == (port, data)
+        pieces = [b.back(piece) for piece in fragments(udp(remote, 53, MAPPED, port, data), 1400)]
+        assert [ran.verdict for ran in pieces] == [REDIRECT] * 3
+        assert parse(whole([ran.data[14:] for ran in pieces])).destination_port == 40000
+    assert b.plane.drops() == {}
 
 
 # Hairpinning -------------------------------------------------------------------------------------------
