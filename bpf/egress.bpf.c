@@ -101,6 +101,11 @@ SEC("tc") int su_uplink_in(struct __sk_buff *skb)
 
 	if (!su_is_ip(skb) || !su_peek(skb, SU_DST, &dst))
 		return TC_ACT_UNSPEC;
+	/* A client's packet that turned round (su_onramp_turn): for us, whatever its Ethernet header says. */
+	if (settings.mask && (skb->mark & settings.mask) == settings.mark) {
+		skb->mark &= ~settings.mask;
+		bpf_skb_change_type(skb, 0 /* PACKET_HOST */);
+	}
 	/* A switch that does not know where a node is floods its frames to all: they are not ours to carry, the stack drops them. */
 	if (skb->pkt_type != 0 /* PACKET_HOST */)
 		return TC_ACT_UNSPEC;
@@ -169,10 +174,17 @@ SEC("tc") int su_guard(struct __sk_buff *skb)
 SEC("tc") int su_guard_other(struct __sk_buff *skb)
 {
 	struct su_work *w = su_work_get(SU_ROOM_GUARD);
+	__u32 ifindex = skb->ifindex;
 	struct su_addr src;
 
 	if (!w || !su_is_ip(skb))
 		return TC_ACT_UNSPEC;
+	/* Delivered to a client, and from another one: hairpinned. */
+	if (settings.mask && (skb->mark & settings.mask) == settings.mark &&
+	    bpf_map_lookup_elem(&onramp_devices, &ifindex)) {
+		skb->mark &= ~settings.mask;
+		return TC_ACT_UNSPEC;
+	}
 	/* Whether the device has Ethernet headers is not known here; the network header is. */
 	if (bpf_skb_load_bytes_relative(skb, skb->protocol == bpf_htons(ETH_P_IP) ? 12 : 8, &src,
 					sizeof(src), BPF_HDR_START_NET))

@@ -182,6 +182,9 @@ _Static_assert(sizeof(struct su_sock) == 80, "su_sock");
 enum su_onramp_flag {
 	SU_ONRAMP_SET = 1,
 	SU_ONRAMP_L2 = 2,	/* Ethernet (veth, tap); otherwise bare IP (tun) */
+	SU_ONRAMP_EIM = 4,	/* UDP: endpoint-independent mapping (RFC 4787 section 4.1), wildcard claims, hairpinning */
+	SU_ONRAMP_ADF = 8,	/* with EIM: address-dependent filtering (section 5) */
+	SU_ONRAMP_APDF = 16,	/* with EIM: address-and-port-dependent filtering; neither: endpoint-independent */
 };
 
 struct su_onramp {
@@ -192,9 +195,21 @@ struct su_onramp {
 	struct su_addr gateway4;	/* our address towards the clients; source of our ICMP errors */
 	struct su_addr gateway6;
 	struct su_policy policy;
-	__u32 pad;
+	__u16 mss;		/* largest MSS in a SYN of IPv4, of IPv6 20 less; 0: as it is */
+	__u16 pad;
 };
 _Static_assert(sizeof(struct su_onramp) == 80, "su_onramp");
+
+/*
+ * Value of `permits` (LRU: what it forgets, the next packet to that remote says again). Its key is a flow of a mapping
+ * that is endpoint-independent: an outer address and port, and where they were used towards; remote_port is 0 unless
+ * filtering depends on it.
+ */
+struct su_permit {
+	__u32 who;		/* hash of the key of `origin`: another client's mapping on that port is another mapping */
+	__u32 sent_s;		/* boot clock: the last packet to that remote; believed for settings.udp_s */
+};
+_Static_assert(sizeof(struct su_permit) == 8, "su_permit");
 
 /*
  * Value of `addresses` (hash by su_addr): an address of the fleet, written as one 64-bit word. An address of another
@@ -355,7 +370,7 @@ struct su_settings {
 	__u32 slots;		/* entries of `slots`, a power of two */
 	__u32 tcp_transitory_s;	/* RFC 5382 section 5: 240 */
 	__u32 tcp_established_s;	/* RFC 5382 section 5: 7440 */
-	__u32 tcp_linger_s;	/* a forwarded connection that ended: 120 */
+	__u32 tcp_linger_s;	/* a forwarded connection that ended, RFC 7857 section 2.2: 240 */
 	__u32 sock_linger_s;	/* a socket that ended, for packets (TIME_WAIT): 60 */
 	__u32 sock_reuse_s;	/* the same, for sockets with timestamps: 1 */
 	__u32 udp_s;		/* RFC 4787 section 4.3: 300 */
@@ -429,7 +444,7 @@ enum su_drop {
 	SU_DROP_GUARD_FOREIGN = 19,	/* leaving from a slice's address, the flow is somebody else's */
 	SU_DROP_GUARD_DEVICE = 20,	/* leaving from a slice's address by a device that is no uplink */
 	SU_DROP_GUARD_LEAK = 21,	/* of a socket with a policy, but from the node's own address */
-	SU_DROP_TO_FLEET = 22,		/* from inside to an address of the fleet */
+	SU_DROP_TO_FLEET = 22,		/* from inside to an address of the fleet, and not to be hairpinned */
 	SU_DROP_NOT_INITIAL = 23,	/* from a client, of no flow, and cannot begin one (TCP without SYN) */
 	SU_DROP_ERROR_UNKNOWN = 24,	/* an ICMP error that quotes no flow of ours */
 	SU_DROP_TOO_BIG = 25,		/* does not fit the tunnel, or a client's packet the uplink (its sender is told) */
@@ -440,6 +455,7 @@ enum su_drop {
 	SU_DROP_ECN = 30,		/* congestion marked in the tunnel on a packet that cannot say so (RFC 6040) */
 	SU_DROP_SITE_DOWN = 31,		/* for another site, none of whose nodes answers */
 	SU_DROP_FRAGMENT_EARLY = 32,	/* a later fragment, and its first one, which has the ports, has not been here */
+	SU_DROP_FILTERED = 38,		/* inbound to a client's mapping, from a remote that it did not send to */
 	SU_DROP_MAX = 48,
 };
 
@@ -477,6 +493,8 @@ enum su_counter {
 	SU_COUNT_ADOPTED = 29,		/* living sockets claimed at start */
 	SU_COUNT_PROBE_ANSWERED = 30,	/* probes of other nodes answered */
 	SU_COUNT_FRAGMENTS = 31,	/* fragments whose ports were known, first ones too */
+	SU_COUNT_HAIRPINNED = 34,	/* client's packets to a mapping of the fleet, turned round here */
+	SU_COUNT_MSS_CLAMPED = 35,	/* SYNs whose MSS was lowered */
 	SU_COUNT_MAX = 48,
 };
 

@@ -184,6 +184,22 @@ __noinline int su_choose_crowded(struct su_want *w, __u32 base, __u32 range, __u
 	return err;
 }
 
+/* The ports of a slice that a claim of that kind may have, first << 16 | last: those for wildcards, or the others. */
+static __noinline __u32 su_ports_for(const struct su_flow *f, __u32 first, __u32 udp_exact_first, __u32 last)
+{
+	if (f->proto != IPPROTO_UDP)
+		return first << 16 | last;
+	if (!su_is_wildcard(f))
+		return (udp_exact_first > first ? udp_exact_first : first) << 16 | last;
+	return udp_exact_first > first ? first << 16 | (udp_exact_first - 1) : 1 << 16;
+}
+
+/* Which family of its pool's slices? A wildcard has no remote, and a packet keeps its family. */
+static __noinline bool su_wants_v4(const struct su_want *w)
+{
+	return su_is_v4(su_is_wildcard(&w->flow) ? &w->claim.inner : &w->flow.remote);
+}
+
 /* Choose in one slice. 0, or -SU_DROP_SLICE_FULL, NO_SLICE (not live, drained, lease over), TABLE_FULL, CLAIM_ERROR. */
 __noinline int su_choose_in(struct su_want *w, __u32 slice_index, __u64 now_ns, __u32 rnd)
 {
@@ -196,10 +212,9 @@ __noinline int su_choose_in(struct su_want *w, __u32 slice_index, __u64 now_ns, 
 		return -SU_DROP_NO_SLICE;
 	if ((slice->flags & (SU_SLICE_LIVE | SU_SLICE_DRAIN)) != SU_SLICE_LIVE || slice->claim_until_ns < now_ns)
 		return -SU_DROP_NO_SLICE;
-	first = slice->first;
-	last = slice->last;
-	if (w->flow.proto == IPPROTO_UDP && slice->udp_exact_first > first)
-		first = slice->udp_exact_first;
+	at = su_ports_for(&w->flow, slice->first, slice->udp_exact_first, slice->last);
+	first = at >> 16;
+	last = at & 0xffff;
 	whole = w->first <= first && w->last >= last;
 	if (w->first > first)
 		first = w->first;
@@ -273,7 +288,7 @@ __noinline __u32 su_rendezvous(__u32 from, __u32 count, __u32 client)
 }
 
 /*
- * Claim a flow towards w->flow.remote for that policy, with an address by the client's rendezvous hash
+ * Claim a flow towards w->flow.remote (all zero: a wildcard, for UDP) for that policy, with an address by the client's rendezvous hash
  * and the others after it when that one is full. 0 or -SU_DROP_SLICE_FULL, NO_SLICE, TABLE_FULL, CLAIM_ERROR.
  */
 static __always_inline int su_choose_once(struct su_want *w, const struct su_policy *policy, __u32 client,
@@ -282,6 +297,7 @@ static __always_inline int su_choose_once(struct su_want *w, const struct su_pol
 	__u32 from, count, best, index = policy->pool;
 	int err = -SU_DROP_NO_SLICE;
 	struct su_pool *pool;
+	bool v4;
 
 	if (policy->flags & SU_POLICY_RANGE) {
 		if (policy->first > w->first)
@@ -293,8 +309,9 @@ static __always_inline int su_choose_once(struct su_want *w, const struct su_pol
 	pool = bpf_map_lookup_elem(&pools, &index);
 	if (!pool)
 		return -SU_DROP_NO_SLICE;
-	from = su_is_v4(&w->flow.remote) ? pool->v4_first : pool->v6_first;
-	count = su_is_v4(&w->flow.remote) ? pool->v4_count : pool->v6_count;
+	v4 = su_wants_v4(w);
+	from = v4 ? pool->v4_first : pool->v6_first;
+	count = v4 ? pool->v4_count : pool->v6_count;
 	if (!count)
 		return -SU_DROP_NO_SLICE;
 	if (count > SU_POOL_SLICES)

@@ -2,7 +2,7 @@
 /*
  * deliver.h - answers that are this node's: to whoever claimed the flow.
  *
- *   PACKET  the destination becomes the client's, and off to its on-ramp
+ *   PACKET  the destination becomes the client's, and off to its on-ramp; to a mapping, if its filter lets it (permit.h)
  *   SOCKET  to the stack as it is
  *   LOCAL   the destination becomes what the stack sent from, and to the stack
  *   PEER    on to the node that still holds the flow, final
@@ -15,6 +15,8 @@
 
 #include "steer.h"
 #include "icmp.h"
+#include "mss.h"
+#include "permit.h"
 
 #define SU_AF_INET_NH 2
 #define SU_AF_INET6_NH 10
@@ -39,8 +41,11 @@ static __noinline void su_origin_doubt(const struct su_flow *f, const struct su_
 		*(volatile __u32 *)&o->checked_s = 0;
 }
 
-/* A packet passed in: the answered flow is OPEN; a flow that ended lives no longer for what still comes in. */
-static __always_inline bool su_deliver_refresh(struct su_claim *live, struct su_work *w)
+/*
+ * A packet passed in: the answered flow is OPEN; a flow that ended lives no longer for what still comes in, nor does an
+ * endpoint-independent mapping (`wildcard`), for anybody could keep that alive (RFC 4787 section 4.3).
+ */
+static __always_inline bool su_deliver_refresh(struct su_claim *live, struct su_work *w, bool wildcard)
 {
 	__u64 word = w->claim.word;
 	__u32 state;
@@ -48,6 +53,8 @@ static __always_inline bool su_deliver_refresh(struct su_claim *live, struct su_
 	if (w->pkt.flags & SU_PKT_ERROR)
 		return true;
 	state = su_track(live, word, &w->pkt, false);
+	if (wildcard)
+		return su_claim_refresh(live, word, state, su_word_seen(word));
 	if (state == SU_STATE_LINGER && su_word_state(word) == SU_STATE_LINGER)
 		return true;
 	if (state == SU_STATE_LINGER)
@@ -60,7 +67,7 @@ static __always_inline bool su_bare_syn(const struct su_pkt *p)
 	return p->proto == IPPROTO_TCP && (p->tcp & (SU_TCP_SYN | SU_TCP_ACK)) == SU_TCP_SYN;
 }
 
-static __always_inline int su_deliver_packet(struct __sk_buff *skb, struct su_work *w, struct su_claim *live)
+static __always_inline int su_deliver_packet(struct __sk_buff *skb, struct su_work *w, struct su_claim *live, bool wildcard)
 {
 	__u32 id = w->claim.owner >> 32, len = skb->len - w->pkt.l2_len;
 	struct su_stats *s = su_stats_get();
@@ -75,8 +82,21 @@ static __always_inline int su_deliver_packet(struct __sk_buff *skb, struct su_wo
 		return -SU_DROP_ONRAMP;
 	if (w->pkt.ttl <= 1)
 		return -SU_DROP_TTL;
-	if (!su_deliver_refresh(live, w))
+	if (wildcard) {
+		err = su_permit_in(w, su_now_s());
+		if (err)
+			return err;
+	}
+	if (!su_deliver_refresh(live, w, wildcard))
 		return -SU_DROP_NO_CLAIM;
+	/* From a client of the fleet to another: its source is a slice's, and su_guard_other is to let it go. */
+	if (wildcard && su_fleet(&w->pkt.src))
+		su_mark(skb);
+	if (onramp->mss && w->pkt.tcp & SU_TCP_SYN) {
+		err = su_mss_clamp(skb, &w->pkt, onramp->mss);
+		if (err)
+			return err;
+	}
 	err = su_deliver_rewrite(skb, w, SU_HOP);
 	if (err)
 		return err;
@@ -98,7 +118,7 @@ static __noinline int su_deliver_local(struct __sk_buff *skb, struct su_work *w,
 {
 	int err;
 
-	if (!su_deliver_refresh(live, w))
+	if (!su_deliver_refresh(live, w, false))
 		return -SU_DROP_NO_CLAIM;
 	if (!su_addr_equal(&w->claim.inner, &w->flow.local) || w->claim.inner_port != w->flow.local_port) {
 		err = su_deliver_rewrite(skb, w, 0);
@@ -113,6 +133,7 @@ static __noinline int su_deliver_local(struct __sk_buff *skb, struct su_work *w,
 static __always_inline int su_deliver(struct __sk_buff *skb, struct su_work *w)
 {
 	struct su_claim *live = su_claim_get(&w->flow, &w->claim);
+	bool wildcard = !live;
 
 	if (!live && w->flow.proto == IPPROTO_UDP) {
 		w->want.flow = w->flow;
@@ -124,7 +145,7 @@ static __always_inline int su_deliver(struct __sk_buff *skb, struct su_work *w)
 		return -SU_DROP_NO_CLAIM;
 	switch (w->claim.kind) {
 	case SU_KIND_PACKET:
-		return su_deliver_packet(skb, w, live);
+		return su_deliver_packet(skb, w, live, wildcard);
 	case SU_KIND_SOCKET:
 		if (su_bare_syn(&w->pkt) && su_word_state(w->claim.word) == SU_STATE_LINGER)
 			return -SU_DROP_INBOUND_NEW;

@@ -14,6 +14,8 @@
 #define SU_ONRAMP_H
 
 #include "frag.h"
+#include "mss.h"
+#include "permit.h"
 #include "refuse.h"
 
 /* Ids that onramp_devices gave, by ifindex: a hint, for the on-ramp itself says which device it is. */
@@ -90,6 +92,23 @@ static __always_inline int su_onramp_leave(struct __sk_buff *skb, struct su_work
 	return bpf_redirect_neigh(uplink->ifindex, NULL, 0, 0);
 }
 
+/*
+ * Rewritten already, and its destination is an address of the fleet (RFC 4787 REQ-9): it turns round here and comes in
+ * by the uplink as if from outside, source and all (REQ-9a), to be steered to its owner. No router sees it.
+ */
+static __noinline int su_onramp_turn(struct __sk_buff *skb, const struct su_pkt *p, __u32 ifindex)
+{
+	__be16 proto = skb->protocol;
+
+	if (!p->l2_len && bpf_skb_change_head(skb, SU_ETH_LEN, 0))
+		return -SU_DROP_ENCAP;
+	if (bpf_skb_store_bytes(skb, SU_ETH_LEN - 2, &proto, 2, 0))
+		return -SU_DROP_ENCAP;
+	su_mark(skb);
+	su_count_bh(su_stats_get(), SU_COUNT_HAIRPINNED, 1);
+	return bpf_redirect(ifindex, BPF_F_INGRESS);
+}
+
 /* Bytes of the largest packet, IP header included, that this one will be on the wire. */
 static __noinline __u32 su_segment_len(struct __sk_buff *skb, const struct su_pkt *p)
 {
@@ -119,7 +138,11 @@ static __noinline int su_onramp_send(struct __sk_buff *skb, struct su_work *w, _
 		return -SU_DROP_TOO_BIG;
 	}
 	err = su_rewrite(skb, &w->pkt, SU_SRC | SU_HOP, &w->flow.local, w->flow.local_port);
-	return err ? err : su_onramp_leave(skb, w, uplink, now_ns, len);
+	if (err)
+		return err;
+	if (su_is_wildcard(&w->flow) && su_fleet(&w->pkt.dst))
+		return su_onramp_turn(skb, &w->pkt, uplink->ifindex);
+	return su_onramp_leave(skb, w, uplink, now_ns, len);
 }
 
 /* Destinations that a router never forwards, and what only makes sense between neighbours. */
@@ -158,7 +181,15 @@ static __noinline int su_onramp_error(struct __sk_buff *skb, struct su_work *w, 
 	if (!uplink)
 		return -SU_DROP_ENCAP;
 	err = su_rewrite_error(skb, &w->pkt, SU_SRC | SU_HOP, &w->flow.local, w->flow.local_port);
+	if (!err && su_fleet(&w->pkt.dst))
+		return su_onramp_turn(skb, &w->pkt, uplink->ifindex);
 	return err ? err : su_onramp_leave(skb, w, uplink, bpf_ktime_get_boot_ns(), len);
+}
+
+/* To an address of the fleet: is it for a mapping there? Such are only of UDP, and only those may use them who have one. */
+static __always_inline bool su_onramp_hairpin(const struct su_onramp *onramp, const struct su_pkt *p)
+{
+	return su_onramp_eim(onramp, p->flags & SU_PKT_QUOTE ? p->q_proto : p->proto);
 }
 
 /* What is to become of a packet that has no flow. A tc action, SU_TO_CLAIM, or -SU_DROP_x. */
@@ -172,10 +203,12 @@ static __noinline int su_onramp_class(struct __sk_buff *skb, const struct su_pkt
 		return -SU_DROP_SPOOFED;
 	if (su_addr_equal(&p->dst, gateway))
 		return TC_ACT_OK;
-	if (su_fleet(&p->dst))
-		return -SU_DROP_TO_FLEET;
-	if (su_bypassed(&onramp->policy, &p->dst))
+	if (su_fleet(&p->dst)) {
+		if (!su_onramp_hairpin(onramp, p))
+			return -SU_DROP_TO_FLEET;
+	} else if (su_bypassed(&onramp->policy, &p->dst)) {
 		return TC_ACT_OK;
+	}
 	if (p->flags & SU_PKT_FRAG)
 		return p->frag_at ? -SU_DROP_FRAGMENT_EARLY : -SU_DROP_FRAGMENT;
 	if (p->frag_at)
@@ -193,11 +226,20 @@ static __noinline int su_onramp_class(struct __sk_buff *skb, const struct su_pkt
 	return SU_TO_CLAIM;
 }
 
+/* What su_onramp_class said, and nothing is to be claimed: a packet for the stack is none of ours any more. */
+static __always_inline int su_onramp_stack(struct __sk_buff *skb, int err)
+{
+	if (err == TC_ACT_OK)
+		skb->mark &= ~settings.mask;
+	return err;
+}
+
 /*
  * The outer flow of a packet whose flow has its claim: in w->flow, the claim refreshed. 0, SU_UNKNOWN: it has
- * none, or -SU_DROP_x. A hint that was checked in this second is believed, unless the packet may change the state.
+ * none, SU_UNSENT: a mapping has, but not towards that remote, or -SU_DROP_x. A hint that was checked in this second is
+ * believed, unless the packet may change the state.
  */
-static __noinline int su_onramp_known(struct su_work *w, __u64 owner, __u64 now_ns)
+static __noinline int su_onramp_known(struct su_work *w, const struct su_onramp *onramp, __u64 owner, __u64 now_ns)
 {
 	const struct su_pkt *p = &w->pkt;
 	__u32 now_s = su_seconds(now_ns);
@@ -206,7 +248,12 @@ static __noinline int su_onramp_known(struct su_work *w, __u64 owner, __u64 now_
 	__u32 state;
 	__u64 word;
 
+	bool eim;
+
 	su_key_of(&w->key, p, owner >> 32);
+	eim = su_onramp_eim(onramp, w->key.proto);
+	if (eim)
+		su_key_any(&w->key);
 	if ((p->flags & (SU_PKT_PORTS | SU_PKT_FRAG)) != SU_PKT_PORTS || p->ttl <= 1)
 		return SU_UNKNOWN;
 	o = bpf_map_lookup_elem(&origin, &w->key);
@@ -214,7 +261,7 @@ static __noinline int su_onramp_known(struct su_work *w, __u64 owner, __u64 now_
 		return SU_UNKNOWN;
 	if (!(p->proto == IPPROTO_TCP && p->tcp & (SU_TCP_SYN | SU_TCP_FIN | SU_TCP_RST_BIT)) &&
 	    su_origin_fresh(w, o, (__u32)owner, now_s))
-		return 0;
+		return eim && !su_permit_sent(w, onramp, now_s) ? SU_UNSENT : 0;
 	live = su_origin_claim(w, o, SU_KIND_PACKET, owner, &word);
 	if (!live)
 		return SU_UNKNOWN;
@@ -224,7 +271,7 @@ static __noinline int su_onramp_known(struct su_work *w, __u64 owner, __u64 now_
 	/* In the others each packet of TCP may matter. */
 	if (state != SU_STATE_LINGER && o->owner == (__u32)owner)
 		*(volatile __u32 *)&o->checked_s = now_s;
-	return 0;
+	return eim && !su_permit_sent(w, onramp, now_s) ? SU_UNSENT : 0;
 }
 
 /* A packet without: its class, and a claim if it may begin a flow. A tc action, -SU_DROP_x, SU_CLAIMED or SU_BEGUN. */
@@ -235,10 +282,8 @@ static __noinline int su_onramp_new(struct __sk_buff *skb, struct su_work *w, co
 	struct su_control *ctl;
 	__u32 zero = 0;
 
-	if (err == TC_ACT_OK)
-		skb->mark &= ~settings.mask;
 	if (err != SU_TO_CLAIM)
-		return err;
+		return su_onramp_stack(skb, err);
 	if (w->pkt.flags & SU_PKT_ERROR)
 		return su_onramp_error(skb, w, owner);
 	ctl = bpf_map_lookup_elem(&control, &zero);
@@ -264,20 +309,32 @@ static __always_inline int su_onramp_packet(struct __sk_buff *skb, struct su_wor
 	/* One that cannot be followed stays SU_PKT_FRAG, and may still be the stack's. */
 	if (w->pkt.flags & SU_PKT_FRAG && su_frag_follow(&w->pkt, owner >> 32) == -SU_DROP_MALFORMED)
 		return -SU_DROP_MALFORMED;
-	err = su_onramp_known(w, owner, now_ns);
-	if (err == SU_UNKNOWN) {
+	err = su_onramp_known(w, onramp, owner, now_ns);
+	if (err == SU_UNSENT) {
+		err = su_onramp_class(skb, &w->pkt, onramp);
+		if (err != SU_TO_CLAIM)
+			return su_onramp_stack(skb, err);
+		err = su_permit_add(w, onramp, su_seconds(now_ns));
+	} else if (err == SU_UNKNOWN) {
 		err = su_onramp_new(skb, w, onramp, owner);
 		if (err == SU_BEGUN) {
 			w->flow = w->want.flow;
 			err = 0;
 		} else if (err == SU_CLAIMED) {
-			err = su_onramp_known(w, owner, now_ns);
+			err = su_onramp_known(w, onramp, owner, now_ns);
 		} else {
 			return err;
 		}
+		if ((!err || err == SU_UNSENT) && su_onramp_eim(onramp, w->pkt.proto))
+			err = su_permit_add(w, onramp, su_seconds(now_ns));
 	}
 	if (err)
 		return err == SU_UNKNOWN ? -SU_DROP_CLAIM_ERROR : err;
+	if (onramp->mss && w->pkt.tcp & SU_TCP_SYN) {
+		err = su_mss_clamp(skb, &w->pkt, onramp->mss);
+		if (err)
+			return err;
+	}
 	return su_onramp_send(skb, w, now_ns);
 }
 

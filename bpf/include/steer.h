@@ -233,6 +233,12 @@ static __always_inline bool su_is_listed(__u32 list, const struct su_addr *a)
 	return bpf_map_lookup_elem(&prefixes, &key) != NULL;
 }
 
+/* From a mapping of one client of the fleet to another's, or an error about that: of UDP, and its source is an address of ours. */
+static __always_inline bool su_is_hairpin(const struct su_pkt *p)
+{
+	return (p->flags & SU_PKT_QUOTE ? p->q_proto : p->proto) == IPPROTO_UDP && su_is_fleet(&p->src);
+}
+
 #define SU_NOT_PROBE 1
 #define SU_PROBE_TO_STACK 2
 
@@ -333,7 +339,7 @@ static __always_inline int su_gue_accept(void *data, void *data_end, __u32 frame
 		return -SU_DROP_MALFORMED;
 	if (!su_is_fleet(&p->dst))
 		return -SU_DROP_INNER_NOT_SLICE;
-	if (su_is_listed(SU_LIST_INTERNAL, &p->src))
+	if (su_is_listed(SU_LIST_INTERNAL, &p->src) && !su_is_hairpin(p))
 		return -SU_DROP_INNER_INTERNAL;
 	err = su_ecn_decap(p->tos & SU_ECN_MASK, outer_ecn);
 	if (err < 0)

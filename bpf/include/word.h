@@ -91,6 +91,13 @@ static __always_inline bool su_is_v4(const struct su_addr *a)
 	return a->w[0] == 0 && a->w[1] == 0 && a->w[2] == bpf_htonl(0xffff);
 }
 
+/* A claim towards every remote at once. */
+static __always_inline bool su_is_wildcard(const struct su_flow *f)
+{
+	return !f->remote_port && f->proto == IPPROTO_UDP &&
+	       !(f->remote.w[0] | f->remote.w[1] | f->remote.w[2] | f->remote.w[3]);
+}
+
 static __always_inline bool su_addr_eq(const struct su_addr *a, const struct su_addr *b)
 {
 	return a->w[3] == b->w[3] && a->w[2] == b->w[2] && a->w[1] == b->w[1] && a->w[0] == b->w[0];

@@ -7,9 +7,11 @@
  *
  * A forwarded TCP connection, as far as it is followed (RFC 5382 sections 5 and 7):
  *
- *   NEW --any answer--> OPEN --FIN both ways, or RST--> LINGER --SYN from inside--> NEW
+ *   NEW --an answer--> OPEN --FIN both ways, or RST--> LINGER --SYN from inside--> NEW
  *
- * A LINGER that only a RST made is OPEN again when the inside goes on sending: a forged RST ends nothing.
+ * A SYN without ACK is no answer: both ends may have called at once (RFC 9293 section 3.5, simultaneous open), and such a
+ * SYN may be sent again until it is answered. A LINGER that only a RST made is OPEN again when the inside goes on
+ * sending: a forged RST ends nothing (RFC 7857 section 2.2: a RST is passed on, and does not end the session at once).
  */
 #ifndef SU_WORK_H
 #define SU_WORK_H
@@ -30,6 +32,7 @@
 #define SU_UNKNOWN 102	/* its flow has no claim */
 #define SU_CLAIMED 103	/* it had none, and another CPU just made one */
 #define SU_BEGUN 104	/* it had none, and now it has */
+#define SU_UNSENT 105	/* its mapping has a claim and was not used towards that remote yet */
 
 enum su_room {
 	SU_ROOM_ONRAMP = 0,
@@ -110,6 +113,8 @@ static __always_inline __u32 su_track(struct su_claim *live, __u64 word, const s
 			return su_tcp_ended(live, state, p->tcp, out);
 		if (state == SU_STATE_LINGER)
 			return out ? su_tcp_again(live, p->tcp) : state;
+		if ((p->tcp & (SU_TCP_SYN | SU_TCP_ACK)) == SU_TCP_SYN)
+			return state;
 	}
 	return !out && state == SU_STATE_NEW ? SU_STATE_OPEN : state;
 }

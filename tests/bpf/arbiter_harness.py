@@ -213,7 +213,7 @@ class Arbiter:
             policy = Policy(flags=PolicyFlag.SET | PolicyFlag.RANGE, slice=ask.slices[0], first=ask.low, last=ask.high)
         args = Args(
             flow=Flow(remote=ask.remote, remote_port=ask.remote_port, proto=ask.proto),
-            claim=Claim(owner=ask.owner, kind=ask.holder.value),
+            claim=Claim(owner=ask.owner, kind=ask.holder.value, inner=packed("10.0.0.1")),
             policy=policy,
             client=ask.client,
             now_ns=now_ns,

@@ -24,6 +24,7 @@ from tests.bpf.arbiter_harness import ICMP, ICMPV6, NS, START_NS, TCP, UDP, Arbi
 
 WEB = packed("203.0.113.1")
 OTHER = packed("203.0.113.2")
+ANY = bytes(16)
 WEB6 = packed("2001:db8:ffff::1")
 
 
@@ -85,6 +86,17 @@ def test_udp_leaves_the_wildcard_part_alone(arbiter: Arbiter) -> None:
     made = take_all(arbiter, ask(1, proto=UDP), 1)
     ports = Tally((out.claim.slice, out.flow.local_port) for out in made)
     assert set(ports) == {(index, port) for index in (2, 3) for port in range(2064, 2112)}
+
+
+def test_wildcards_are_chosen_in_their_part_alone(arbiter: Arbiter) -> None:
+    """Port after port, until that part is full; the other part, and slices without such a part, stay untouched."""
+    made = take_all(arbiter, ask(1, proto=UDP, remote=ANY, port=0), 1)
+    ports = Tally((out.claim.slice, out.flow.local_port) for out in made)
+    assert set(ports) == {(index, port) for index in (2, 3) for port in range(2048, 2064)}
+    assert {(out.flow.remote, out.flow.remote_port) for out in made} == {(ANY, 0)}
+    assert len(take_all(arbiter, ask(1, proto=UDP), 1)) == 96
+    answer, _ = arbiter.choose(ask(proto=UDP, remote=ANY, port=0), START_NS, 1, 0)
+    assert answer is Answer.SLICE_FULL
 
 
 def test_ipv6_claims_in_the_pools_ipv6_slice(arbiter: Arbiter) -> None:
@@ -335,6 +347,8 @@ class History:
         pool = rng.choice([0, 0, 1, 1, 2])
         proto = rng.choice([TCP, TCP, UDP, ICMP])
         remote, port = rng.choice([WEB, WEB, OTHER]), rng.choice([443, 443, 53])
+        if proto == UDP and rng.random() < 0.4:
+            remote, port = ANY, 0
         self.owners += 1
         holder = rng.choice([Holder.SOCKET, Holder.PACKET, Holder.PACKET, Holder.LOCAL])
         what = ask(pool, proto=proto, remote=remote, port=port, holder=holder, owner=self.owners,
@@ -350,7 +364,7 @@ class History:
             answer, out = self.arbiter.choose(what, self.now_ns, self.rng.getrandbits(32), pool)
             given = out.given if answer is Answer.CLAIMED else None
             self.oracle.choose(what, answer, given, self.now_ns)
-            self.answers[answer.value] += 1
+            self.answers[f"wildcard {answer.value}" if what.wildcard else answer.value] += 1
             if given is None:
                 break
             # The hand may have reaped while this was claimed.
@@ -428,7 +442,15 @@ def test_random_histories(program: Path, seed: int, flows: int) -> None:
                 history.step()
             except (Broken, AssertionError) as error:
                 raise AssertionError(f"seed {seed}, {flows} claims, step {number}: {error}") from error
-        for answer in ("claimed", "slice full", "no slice", "exact claimed", "exact held by somebody else"):
+        for answer in (
+            "claimed",
+            "wildcard claimed",
+            "wildcard slice full",
+            "slice full",
+            "no slice",
+            "exact claimed",
+            "exact held by somebody else",
+        ):
             assert history.answers[answer] > 0, f"seed {seed}: too few of {answer!r}: {history.answers}"
         if flows == 64:  # the hand went round
             assert arbiter.counter(Counter.REAPED) > 0

@@ -12,7 +12,7 @@ from softunicast.kernel.abi_util import word_state
 from softunicast.wire.craft import echo, icmp_error, tcp, udp
 from tests.bpf.egress_bench import OK, REDIRECT, SHOT, UNSPEC, Bench, bench
 from tests.bpf.test_egress_uplink import flow, put_claim
-from tests.support.dataplane import CLIENT, MARK, SERVER, SLICE, UNDERLAY, packed
+from tests.support.dataplane import CLIENT, MARK, SERVER, SLICE, UNDERLAY, packed, u32
 from tests.support.packets import ACK, RST, SYN, frame, gre, header4
 
 
@@ -167,6 +167,7 @@ def test_ping_from_a_slice_gets_an_id_of_it(b: Bench) -> None:
 @pytest.mark.parametrize("mark", [0, MARK])
 def test_slices_leave_by_uplinks_only(b: Bench, mark: int) -> None:
     put_claim(b, flow(6, 9005, 443), Kind.SOCKET)
+    b.plane.object.maps["onramp_devices"].delete(u32(b.fish))  # one that has no part in anything
     assert b.run("su_guard_other", tcp(SLICE, 9005, SERVER, 443, flags=ACK), mark=mark).verdict == SHOT
     assert b.plane.drops() == {Drop.GUARD_DEVICE: 1}
 

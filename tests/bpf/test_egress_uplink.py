@@ -204,9 +204,17 @@ def test_onramp_gone(b: Bench) -> None:
 
 
 def test_syn_to_a_client_only_while_it_calls(b: Bench) -> None:
+    """Simultaneous open, RFC 9293 section 3.5: SYN, SYN, SYN-ACK, SYN-ACK, and each may be sent again."""
     port = begin(b, "tcp")
-    assert b.back(tcp(SERVER, 443, SLICE, port, flags=SYN)).verdict == REDIRECT
-    assert b.back(tcp(SERVER, 443, SLICE, port, flags=SYN)).verdict == SHOT
+    syn, syn_ack = (tcp(SERVER, 443, SLICE, port, flags=flags) for flags in (SYN, SYN | ACK))
+    for _ in range(2):
+        assert b.back(syn).verdict == REDIRECT
+        assert word_state(b.the_claim()[1].word) == State.NEW, "nothing was answered yet"
+    assert b.out(tcp(CLIENT, 40000, SERVER, 443, flags=SYN | ACK)).packet.source_port == port
+    assert word_state(b.the_claim()[1].word) == State.NEW
+    assert b.back(syn_ack).verdict == REDIRECT
+    assert word_state(b.the_claim()[1].word) == State.OPEN
+    assert b.back(syn).verdict == SHOT
     assert b.plane.drops() == {Drop.INBOUND_NEW: 1}
 
 

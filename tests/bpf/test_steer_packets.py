@@ -134,6 +134,16 @@ def test_mine_and_strangers_destinations_pass_untouched(steer: Entry) -> None:
     assert steer(arp).verdict == PASS
 
 
+def test_what_a_client_sends_to_another_one_comes_out_too(steer: Entry) -> None:
+    """Hairpinned: of UDP, or an error about it, from an address of the fleet."""
+    hello = ip4("198.51.100.10", STATIC, 17, udp(4100, 9001, b"hello"))
+    about = ip4("198.51.100.10", STATIC, 1, icmp(3, 3, ip4(STATIC, "198.51.100.10", 17, udp(9001, 4100))))
+    for inner in (hello, about):
+        result = steer(frame(gue(inner)))
+        assert (result.verdict, result.data[14:], result.drops) == (PASS, inner, {})
+    assert steer(frame(gue(ip4("198.51.100.99", STATIC, 17, udp(1, 9001))))).drops == {Drop.INNER_INTERNAL: 1}
+
+
 def test_a_packet_for_this_node_comes_out_of_its_tunnel(steer: Entry) -> None:
     inner = ip4(REMOTE, STATIC, 6, tcp(443, 9001, b"answer"))
     for final in (0, 2):

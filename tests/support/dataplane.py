@@ -95,7 +95,7 @@ SETTINGS: Final = Settings(
     slots=MAP_SIZES["slots"],
     tcp_transitory_s=240,
     tcp_established_s=7440,
-    tcp_linger_s=120,
+    tcp_linger_s=240,
     sock_linger_s=60,
     sock_reuse_s=1,
     udp_s=300,
@@ -176,10 +176,12 @@ class Dataplane:
         self.put("prefixes", prefix_key(number, ip_network(network)), u32(1))
 
     def add_onramp(
-        self, number: int, ifindex: int, *, l2: bool, gateway: str, policy: Policy = POLICY, generation: int = 5
-    ) -> None:
-        flags = OnrampFlag.SET | (OnrampFlag.L2 if l2 else 0)
-        ramp = Onramp(flags, generation, ifindex, SOURCES, packed(gateway), packed(GATEWAY6), policy)
+        self, number: int, ifindex: int, *, l2: bool, gateway: str, policy: Policy = POLICY, generation: int = 5,
+        udp: int = 0, mss: int = 0,
+    ) -> None:  # fmt: skip
+        """`udp`: flags for mapping and filtering."""
+        flags = OnrampFlag.SET | (OnrampFlag.L2 if l2 else 0) | udp
+        ramp = Onramp(flags, generation, ifindex, SOURCES, packed(gateway), packed(GATEWAY6), policy, mss=mss)
         self.put("onramps", u32(number), ramp.pack())
         self.put("onramp_devices", u32(ifindex), u32(number))
 
@@ -223,7 +225,7 @@ class Dataplane:
     def clear(self) -> None:
         """Forget all: flows, counters, tables. fill() starts again."""
         maps = self.object.maps
-        for name in ("flows", "origin", "crowds", "addresses", "peers", "prefixes", "onramp_devices"):
+        for name in ("flows", "origin", "crowds", "permits", "addresses", "peers", "prefixes", "onramp_devices"):
             for key in list(maps[name].keys()):
                 maps[name].delete(key)
         maps["stats"].update(u32(0), Stats().pack())

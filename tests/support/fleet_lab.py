@@ -26,12 +26,19 @@ class FleetLab(Lab):
     """A lab with a pile of destinations of its own: each a web server on 443 and echo on 7 (tcp, udp)."""
 
     def __init__(
-        self, prefix: str, *, pool: str = "gb", timers: dict[str, int] | None = None, rack_mtu: int = 1600
+        self,
+        prefix: str,
+        *,
+        pool: str = "gb",
+        timers: dict[str, int] | None = None,
+        rack_mtu: int = 1600,
+        onramp_keys: str = "",
     ) -> None:
         super().__init__(prefix, agents=False)
         self._pool = pool
         self._timers = timers or {}
         self._rack_mtu = rack_mtu
+        self._onramp_keys = onramp_keys
         self._fresh = iter(FRESH)
 
     def up(self) -> None:
@@ -40,6 +47,7 @@ class FleetLab(Lab):
             text = self.plan_path.read_text(encoding="utf-8")
             ramp_pool = f", pool: {self._pool},"
             text = text.replace(", pool: gb,", ramp_pool)
+            text = text.replace('::1"}\n', f'::1"{self._onramp_keys}}}\n')
             for name, value in self._timers.items():
                 head, _, rest = text.partition(f"{name}: ")
                 assert rest, f"the lab's plan has no timer {name}"
@@ -95,10 +103,16 @@ class FleetLab(Lab):
 
 @contextlib.contextmanager
 def fleet_lab(
-    name: str, *, pool: str = "gb", timers: dict[str, int] | None = None, rack_mtu: int = 1600
+    name: str,
+    *,
+    pool: str = "gb",
+    timers: dict[str, int] | None = None,
+    rack_mtu: int = 1600,
+    onramp_keys: str = "",
 ) -> Iterator[FleetLab]:
-    """A lab whose name no other test run has; on failure what its parts logged is printed."""
-    lab = FleetLab(f"{name}{os.getpid()}", pool=pool, timers=timers, rack_mtu=rack_mtu)
+    """A lab whose name no other test run has; on failure what its parts logged is printed. `onramp_keys`: more keys of
+    each on-ramp in the plan, as text behind a comma."""
+    lab = FleetLab(f"{name}{os.getpid()}", pool=pool, timers=timers, rack_mtu=rack_mtu, onramp_keys=onramp_keys)
     try:
         with lab:
             yield lab

@@ -713,6 +713,54 @@ PLANS: tuple[tuple[str, Change, str], ...] = (
         ("11: sites.lhr.nodes.lhr1.onramps.vpn.gateway: is gateway4 by another name ; keep one of them"),
     ),
     (
+        "unknown mapping",
+        (("gateway4: 10.64.0.1", "mapping: symmetric"),),
+        (
+            "11: sites.lhr.nodes.lhr1.onramps.vpn.mapping: 'symmetric' is none of these: endpoint-independent,"
+            " address-and-port-dependent ; write one of them"
+        ),
+    ),
+    (
+        "unknown filtering",
+        (("gateway4: 10.64.0.1", "mapping: endpoint-independent, filtering: none"),),
+        (
+            "11: sites.lhr.nodes.lhr1.onramps.vpn.filtering: 'none' is none of these: endpoint-independent,"
+            " address-dependent, address-and-port-dependent ; write one of them"
+        ),
+    ),
+    (
+        "filtering without mapping",
+        (("gateway4: 10.64.0.1", "filtering: address-dependent"),),
+        (
+            "11: sites.lhr.nodes.lhr1.onramps.vpn.filtering: address-dependent filtering wants endpoint-independent"
+            " mapping ; add `mapping: endpoint-independent`, or remove it"
+        ),
+    ),
+    (
+        "mapping without ports for it",
+        (("gateway4: 10.64.0.1", "mapping: endpoint-independent"), ("slice_ports: 2048", "slice_ports: 32")),
+        (
+            "11: sites.lhr.nodes.lhr1.onramps.vpn.mapping: no slice of pool gb has UDP ports for it ; give it slices of"
+            " at least 64 ports and settings.udp_wildcard_fraction more than 0"
+        ),
+    ),
+    (
+        "mapping without a fraction",
+        (
+            ("gateway4: 10.64.0.1", "mapping: endpoint-independent"),
+            ("settings: {", "settings: {udp_wildcard_fraction: 0, "),
+        ),
+        (
+            "11: sites.lhr.nodes.lhr1.onramps.vpn.mapping: no slice of pool gb has UDP ports for it ; give it slices of"
+            " at least 64 ports and settings.udp_wildcard_fraction more than 0"
+        ),
+    ),
+    (
+        "mss too small",
+        (("gateway4: 10.64.0.1", "mss: 100"),),
+        "11: sites.lhr.nodes.lhr1.onramps.vpn.mss: 100 is out of range ; at least 256",
+    ),
+    (
         "empty tenant",
         (("gateway4: 10.64.0.1", "tenant: ''"),),
         ("11: sites.lhr.nodes.lhr1.onramps.vpn.tenant: is empty or longer than 63 characters ; write a short name"),

@@ -11,6 +11,7 @@ import pytest
 
 from softunicast.egress.explain import Action, Asked, Contents, Explanation, Setting, explain
 from softunicast.egress.flow_view import Names
+from softunicast.egress.permits import mapping_hash
 from softunicast.kernel.abi import (
     NONE,
     Address,
@@ -22,6 +23,7 @@ from softunicast.kernel.abi import (
     Onramp,
     OnrampFlag,
     Owner,
+    Permit,
     Settings,
     Slice,
     SliceFlag,
@@ -54,8 +56,38 @@ def tables(*entries: tuple[Flow, Claim]) -> dict[str, Contents]:
         ),
         "slices": Contents({u32(0): Slice(packed(LOCAL), 9000, 9009, 9000, SliceFlag.LIVE, 0, 4).pack()}),
         "onramps": Contents({u32(1): Onramp(flags=OnrampFlag.SET, generation=5, ifindex=9).pack()}),
+        "permits": Contents({}),
         "flows": Contents({key.pack(): value.pack() for key, value in entries}),
     }
+
+
+WILDCARD = (flow(LOCAL, 9001, "", 0, 17), claim(Kind.PACKET, ONRAMP, inner="10.8.0.2", inner_port=40000))
+
+
+@pytest.mark.parametrize(
+    ("flags", "permits", "action"),
+    [
+        (0, {}, Action.ONRAMP),
+        (OnrampFlag.ADF, {}, Action.DROP),
+        (OnrampFlag.ADF, {0: 1000}, Action.ONRAMP),
+        (OnrampFlag.ADF, {443: 1000}, Action.DROP),
+        (OnrampFlag.APDF, {443: 1000}, Action.ONRAMP),
+        (OnrampFlag.APDF, {443: 730}, Action.DROP),
+        (OnrampFlag.APDF, {442: 1000}, Action.DROP),
+    ],
+)
+def test_a_mapping_lets_in_whom_its_filter_lets(flags: int, permits: dict[int, int], action: Action) -> None:
+    """`permits`: remote port (0: any) -> when it was sent to; it is 1030 now, and a permit is believed for 300 s."""
+    found = tables(WILDCARD)
+    ramp = Onramp(flags=OnrampFlag.SET | OnrampFlag.EIM | flags, generation=5, ifindex=9)
+    found["onramps"] = Contents({u32(1): ramp.pack()})
+    who = mapping_hash(WILDCARD[1])
+    found["permits"] = Contents(
+        {flow(LOCAL, 9001, REMOTE, port, 17).pack(): Permit(who, sent_s).pack() for port, sent_s in permits.items()}
+    )
+    setting = Setting(node=1, site=1, names=NAMES, timers=TIMERS, now_s=1030)
+    told = explain(found, Asked(17, ip_address(LOCAL), 9001, ip_address(REMOTE), 443, False), setting)
+    assert (told.action, told.drop) == (action, Drop.FILTERED if action is Action.DROP else None)
 
 
 def ask(*entries: tuple[Flow, Claim], port: int = 9001, proto: int = 6, **changes: Any) -> Explanation:

@@ -77,15 +77,30 @@ def test_an_on_ramp_has_defaults() -> None:
         plan.node("lhr1").onramp_index("wg1")
 
 
+@pytest.mark.parametrize(
+    ("keys", "mapping", "filtering"),
+    [
+        ("", "address-and-port-dependent", "address-and-port-dependent"),
+        (", mapping: address-and-port-dependent", "address-and-port-dependent", "address-and-port-dependent"),
+        (", filtering: address-and-port-dependent", "address-and-port-dependent", "address-and-port-dependent"),
+        (", mapping: endpoint-independent", "endpoint-independent", "endpoint-independent"),
+        (", mapping: endpoint-independent, filtering: address-dependent", "endpoint-independent", "address-dependent"),
+    ],
+)
+def test_mapping_and_filtering(keys: str, mapping: str, filtering: str) -> None:
+    found = small(node=", onramps: {wg0: {sources: 10.64.0.0/24" + keys + "}}").node("lhr1").onramps["wg0"]
+    assert (found.mapping.value, found.filtering.value) == (mapping, filtering)
+
+
 def test_an_on_ramp_in_full() -> None:
     onramp = (
         "{device: wg0, pool: gb, sources: [10.64.0.0/24, 'fd00:64::/64'], gateway: 10.64.0.1, gateway6: 'fd00:64::1',"
-        " tenant: acme, bypass: [192.0.2.0/24], slice: '198.51.100.10:2100-2110'}"
+        " tenant: acme, bypass: [192.0.2.0/24], slice: '198.51.100.10:2100-2110', mss: 1360}"
     )
     plan = small(node=", onramps: {vpn: " + onramp + "}")
     found = plan.node("lhr1").onramps["vpn"]
     assert (str(found.gateway4), str(found.gateway6)) == ("10.64.0.1", "fd00:64::1")
-    assert (str(found.slice), found.tenant) == ("198.51.100.10:2100-2110", "acme")
+    assert (str(found.slice), found.tenant, found.mss) == ("198.51.100.10:2100-2110", "acme", 1360)
     assert plan.tenant_index("acme") == 1
     assert plan.tenant_index(None) == 0
 

@@ -78,7 +78,8 @@ def test_on_ramps() -> None:
     assert names.onramps == {"relay": 1, "vpn": 2}
     assert tables["onramp_devices"] == {u32(7): u32(2), u32(8): u32(1)}
     vpn = abi.Onramp.unpack(tables["onramps"][u32(2)])
-    assert (vpn.flags, vpn.generation, vpn.ifindex) == (abi.OnrampFlag.SET, 3, 7)
+    udp = abi.OnrampFlag.EIM | abi.OnrampFlag.ADF
+    assert (vpn.flags, vpn.generation, vpn.ifindex, vpn.mss) == (abi.OnrampFlag.SET | udp, 3, 7, 1360)
     assert addr_ip(vpn.gateway4) == IPv4Address("10.64.0.1")
     assert str(addr_ip(vpn.gateway6)) == "fd00:64::1"
     assert vpn.policy == abi.Policy(
@@ -98,7 +99,9 @@ def test_on_ramps() -> None:
 def test_ethernet_unless_told_otherwise() -> None:
     tables = egress.build_tables(FULL, BINDINGS, "lhr1", IFINDEXES, {})
     vpn = abi.Onramp.unpack(tables["onramps"][u32(2)])
-    assert vpn.flags == abi.OnrampFlag.SET | abi.OnrampFlag.L2
+    assert vpn.flags == abi.OnrampFlag.SET | abi.OnrampFlag.L2 | abi.OnrampFlag.EIM | abi.OnrampFlag.ADF
+    relay = abi.Onramp.unpack(tables["onramps"][u32(1)])
+    assert (relay.flags, relay.mss) == (abi.OnrampFlag.SET | abi.OnrampFlag.L2, 0)
 
 
 def test_a_device_that_is_not_there_is_zeros() -> None:
@@ -155,7 +158,7 @@ def test_settings() -> None:
     assert found == abi.Settings(
         netns_cookie=4711, full_ns=5_000_000, underlay4=addr_bytes(node.underlay),
         underlay6=addr_bytes(node.underlay), node=2, mark=0x20000000,
-        mask=0x20000000, slots=262144, tcp_transitory_s=240, tcp_established_s=7440, tcp_linger_s=120,
+        mask=0x20000000, slots=262144, tcp_transitory_s=240, tcp_established_s=7440, tcp_linger_s=240,
         sock_linger_s=60, sock_reuse_s=1, udp_s=300, icmp_s=60, gue_port=6080, answer_ping=1, site=2,
     )  # fmt: skip
     odd = dataclasses.replace(FULL, settings=dataclasses.replace(FULL.settings, flows=100_000, answer_ping=False))

@@ -43,6 +43,7 @@ from softunicast.kernel import abi
 from softunicast.kernel.entries import XdpFeature
 from softunicast.kernel.routing import Route, Rule
 from softunicast.model.binding import Bindings
+from softunicast.model.fleet import MappingBehaviour
 from softunicast.model.plan import Node, Onramp, Plan
 from softunicast.steering import tables as steering_tables
 from softunicast.steering.places import NOWHERE, Places, places
@@ -94,6 +95,9 @@ def fingerprint(onramp: Onramp, ifindex: int) -> str:
         onramp.tenant,
         str(onramp.slice),
     ]
+    # Only when it is not the default, so that a node that knows the key goes on where one that did not stopped.
+    if onramp.mapping is MappingBehaviour.ENDPOINT_INDEPENDENT:
+        parts.append(onramp.mapping.value)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

@@ -126,6 +126,11 @@ class Ask:
     low: int = 0
     high: int = 65535
 
+    @property
+    def wildcard(self) -> bool:
+        """For every remote at once."""
+        return self.proto == UDP and not any(self.remote) and self.remote_port == 0
+
 
 @dataclass(frozen=True, slots=True)
 class Given:
@@ -191,9 +196,16 @@ class Oracle:
     def free(self, key: Key, now_ns: int) -> bool:
         return key not in self.claims or self.expired(key, now_ns)
 
+    def ports(self, ask: Ask, index: int) -> range:
+        """The ports of that slice that a choice for `ask` may fall on."""
+        held = self.slices[index]
+        if ask.wildcard and held.udp_exact_first <= held.first:
+            return range(0)
+        return held.ports(ask.proto, ask.low, ask.high, wildcard=ask.wildcard)
+
     def _keys(self, ask: Ask, index: int) -> Iterator[Key]:
         held = self.slices[index]
-        for port in held.ports(ask.proto, ask.low, ask.high):
+        for port in self.ports(ask, index):
             yield Key(ask.proto, held.address, port, ask.remote, ask.remote_port)
 
     def ports_left(self, ask: Ask, index: int, now_ns: int) -> int:
@@ -261,7 +273,7 @@ class Oracle:
             left = self.ports_left(ask, index, now_ns)
             if left:
                 raise Broken(f"slice {index} full towards {ask.remote_port}, but {left} ports are left")
-            every_port = self.slices[index].ports(ask.proto)
+            every_port = self.ports(replace(ask, low=0, high=65535), index)
             if ask.low <= every_port.start and ask.high >= every_port.stop - 1:
                 destination = (ask.proto, ask.remote, ask.remote_port)
                 self._full_until[index, destination, ask.holder is Holder.SOCKET] = now_ns + self._full_ns

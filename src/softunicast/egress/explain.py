@@ -32,6 +32,7 @@ from softunicast.egress.flow_view import (
     flow_view,
     state_of,
 )
+from softunicast.egress.permits import Lookup, permitted
 from softunicast.kernel.abi import (
     DROP_MEANINGS,
     NO_ADDRESS,
@@ -56,12 +57,6 @@ from softunicast.kernel.abi_util import addr_bytes, addr_ip
 IPAddress = IPv4Address | IPv6Address
 
 ICMP_PROTOCOLS = (1, 58)
-
-
-class Lookup(Protocol):
-    """A map's one operation that is needed here; a kernel.bpf.Map has it."""
-
-    def lookup(self, key: bytes) -> bytes | None: ...
 
 
 class Tables(Protocol):
@@ -362,6 +357,9 @@ def _to_onramp(
         return story.drop(
             Drop.ONRAMP, f"on-ramp {name} is another one by now: generation {onramp.generation}, not {generation}"
         )
+    asked = story.asked
+    if view.remote is None and not permitted(tables["permits"], onramp, claim, asked, setting.now_s, setting.timers):
+        return story.drop(Drop.FILTERED, f"{asked.remote} was not sent to by this mapping (permits)")
     inner = endpoint(addr_ip(claim.inner), claim.inner_port)
     story.say("on-ramp", f"{name}, generation {generation}, interface {onramp.ifindex} (onramps[{index}])")
     return story.end(Action.ONRAMP, f"rewritten to {inner}, one hop less to live, and to on-ramp {name}", to=inner)

@@ -25,14 +25,13 @@ from softunicast.kernel import abi
 from softunicast.kernel.abi_util import addr_bytes, prefix_key
 from softunicast.model.address import IPNetwork, network_key
 from softunicast.model.binding import Binding, Bindings
+from softunicast.model.fleet import WILDCARD_PORTS, Filtering, MappingBehaviour
 from softunicast.model.plan import Node, Onramp, Plan
 
 Tables = dict[str, dict[bytes, bytes]]
 
 FOREVER_NS: Final = (1 << 64) - 1
 """Leases do not end where a file says who holds what."""
-WILDCARD_PORTS: Final = 64
-"""Slices smaller than this have no UDP ports for wildcard claims."""
 
 LOOPBACK: Final[tuple[IPNetwork, ...]] = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
 LINK_LOCAL: Final[tuple[IPNetwork, ...]] = (IPv4Network("169.254.0.0/16"), IPv6Network("fe80::/10"))
@@ -120,7 +119,7 @@ def build_tables(
         id_, ifindex = names.onramps[name], ifindexes.get(onramp.device, 0)
         value = abi.Onramp()
         if ifindex:
-            flags = abi.OnrampFlag.SET | (0 if onramp.device in bare_ip else abi.OnrampFlag.L2)
+            flags = abi.OnrampFlag.SET | (0 if onramp.device in bare_ip else abi.OnrampFlag.L2) | _udp_flags(onramp)
             value = abi.Onramp(
                 flags=int(flags),
                 generation=generations.get(name, 0),
@@ -129,6 +128,7 @@ def build_tables(
                 gateway4=addr_bytes(onramp.gateway4) if onramp.gateway4 else abi.NO_ADDRESS,
                 gateway6=addr_bytes(onramp.gateway6) if onramp.gateway6 else abi.NO_ADDRESS,
                 policy=_policy(plan, names, onramp),
+                mss=onramp.mss or 0,
             )
             tables["onramp_devices"][_U32.pack(ifindex)] = _U32.pack(id_)
         tables["onramps"][_U32.pack(id_)] = value.pack()
@@ -197,6 +197,17 @@ def _pools(names: TableNames) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
         pools[_U32.pack(number)] = value.pack()
         order += four + six
     return pools, {_U32.pack(at): _U32.pack(index) for at, index in enumerate(order)}
+
+
+def _udp_flags(onramp: Onramp) -> int:
+    if onramp.mapping is not MappingBehaviour.ENDPOINT_INDEPENDENT:
+        return 0
+    filters = {
+        Filtering.ENDPOINT_INDEPENDENT: 0,
+        Filtering.ADDRESS_DEPENDENT: int(abi.OnrampFlag.ADF),
+        Filtering.ADDRESS_AND_PORT_DEPENDENT: int(abi.OnrampFlag.APDF),
+    }
+    return int(abi.OnrampFlag.EIM) | filters[onramp.filtering]
 
 
 def _policy(plan: Plan, names: TableNames, onramp: Onramp) -> abi.Policy:

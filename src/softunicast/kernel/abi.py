@@ -82,6 +82,9 @@ class SockFlag(IntFlag):
 class OnrampFlag(IntFlag):
     SET = 1
     L2 = 2
+    EIM = 4
+    ADF = 8
+    APDF = 16
 
 
 class NodeFlag(IntFlag):
@@ -145,6 +148,7 @@ class Drop(IntEnum):
     ECN = 30
     SITE_DOWN = 31
     FRAGMENT_EARLY = 32
+    FILTERED = 38
 
 
 DROP_MAX: Final = 48
@@ -183,6 +187,8 @@ class Counter(IntEnum):
     ADOPTED = 29
     PROBE_ANSWERED = 30
     FRAGMENTS = 31
+    HAIRPINNED = 34
+    MSS_CLAMPED = 35
 
 
 COUNTER_MAX: Final = 48
@@ -577,7 +583,7 @@ class Onramp(Structure):
     """struct su_onramp."""
 
     SIZE: ClassVar[int] = 80
-    _CODEC: ClassVar[struct.Struct] = struct.Struct("=IIII16s16s28s4x")
+    _CODEC: ClassVar[struct.Struct] = struct.Struct("=IIII16s16s28sH2x")
 
     flags: int = 0
     generation: int = 0
@@ -586,6 +592,7 @@ class Onramp(Structure):
     gateway4: bytes = NO_ADDRESS
     gateway6: bytes = NO_ADDRESS
     policy: Policy = NO_POLICY
+    mss: int = 0
 
     def __init__(
         self,
@@ -596,6 +603,7 @@ class Onramp(Structure):
         gateway4: bytes = NO_ADDRESS,
         gateway6: bytes = NO_ADDRESS,
         policy: Policy = NO_POLICY,
+        mss: int = 0,
     ) -> None:
         put(self, "flags", flags)
         put(self, "generation", generation)
@@ -604,6 +612,7 @@ class Onramp(Structure):
         put(self, "gateway4", gateway4)
         put(self, "gateway6", gateway6)
         put(self, "policy", policy)
+        put(self, "mss", mss)
 
     def pack(self) -> bytes:
         return self._CODEC.pack(
@@ -614,12 +623,36 @@ class Onramp(Structure):
             _address(self.gateway4),
             _address(self.gateway6),
             self.policy.pack(),
+            self.mss,
         )
 
     @classmethod
     def unpack(cls, data: bytes | bytearray | memoryview) -> Onramp:
         v = cls._CODEC.unpack(data)
-        return cls(v[0], v[1], v[2], v[3], v[4], v[5], Policy.unpack(v[6]))
+        return cls(v[0], v[1], v[2], v[3], v[4], v[5], Policy.unpack(v[6]), v[7])
+
+
+@structure
+class Permit(Structure):
+    """struct su_permit."""
+
+    SIZE: ClassVar[int] = 8
+    _CODEC: ClassVar[struct.Struct] = struct.Struct("=II")
+
+    who: int = 0
+    sent_s: int = 0
+
+    def __init__(self, who: int = 0, sent_s: int = 0) -> None:
+        put(self, "who", who)
+        put(self, "sent_s", sent_s)
+
+    def pack(self) -> bytes:
+        return self._CODEC.pack(self.who, self.sent_s)
+
+    @classmethod
+    def unpack(cls, data: bytes | bytearray | memoryview) -> Permit:
+        v = cls._CODEC.unpack(data)
+        return cls(v[0], v[1])
 
 
 @structure
@@ -1248,7 +1281,7 @@ DROP_MEANINGS: Final[Mapping[Drop, str]] = {
     Drop.GUARD_FOREIGN: "leaving from a slice's address, the flow is somebody else's",
     Drop.GUARD_DEVICE: "leaving from a slice's address by a device that is no uplink",
     Drop.GUARD_LEAK: "of a socket with a policy, but from the node's own address",
-    Drop.TO_FLEET: "from inside to an address of the fleet",
+    Drop.TO_FLEET: "from inside to an address of the fleet, and not to be hairpinned",
     Drop.NOT_INITIAL: "from a client, of no flow, and cannot begin one (TCP without SYN)",
     Drop.ERROR_UNKNOWN: "an ICMP error that quotes no flow of ours",
     Drop.TOO_BIG: "does not fit the tunnel, or a client's packet the uplink (its sender is told)",
@@ -1259,6 +1292,7 @@ DROP_MEANINGS: Final[Mapping[Drop, str]] = {
     Drop.ECN: "congestion marked in the tunnel on a packet that cannot say so (RFC 6040)",
     Drop.SITE_DOWN: "for another site, none of whose nodes answers",
     Drop.FRAGMENT_EARLY: "a later fragment, and its first one, which has the ports, has not been here",
+    Drop.FILTERED: "inbound to a client's mapping, from a remote that it did not send to",
 }
 
 
@@ -1295,4 +1329,6 @@ COUNTER_MEANINGS: Final[Mapping[Counter, str]] = {
     Counter.ADOPTED: "living sockets claimed at start",
     Counter.PROBE_ANSWERED: "probes of other nodes answered",
     Counter.FRAGMENTS: "fragments whose ports were known, first ones too",
+    Counter.HAIRPINNED: "client's packets to a mapping of the fleet, turned round here",
+    Counter.MSS_CLAMPED: "SYNs whose MSS was lowered",
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
@@ -18,6 +19,8 @@ from softunicast.model.slice import Slice, parts_of
 
 DEFAULT_SLICE_PORTS: Final = 2048
 DEFAULT_SLICE_PORTS6: Final = 65536
+WILDCARD_PORTS: Final = 64
+"""Slices smaller than this have no UDP ports for wildcard claims."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +31,27 @@ class Prefix:
     announce: tuple[str, ...]
 
 
+class MappingBehaviour(Enum):
+    """How far an outer address and port of UDP depends on the remote (RFC 4787 section 4.1)."""
+
+    ENDPOINT_INDEPENDENT = "endpoint-independent"
+    ADDRESS_AND_PORT_DEPENDENT = "address-and-port-dependent"
+
+
+class Filtering(Enum):
+    """Whose packets come in by it (RFC 4787 section 5)."""
+
+    ENDPOINT_INDEPENDENT = "endpoint-independent"
+    ADDRESS_DEPENDENT = "address-dependent"
+    ADDRESS_AND_PORT_DEPENDENT = "address-and-port-dependent"
+
+
 @dataclass(frozen=True, slots=True)
 class Onramp:
-    """Where inner packets come in. `slice` limits its flows; `sources` are its clients' networks."""
+    """Where inner packets come in. `slice` limits its flows; `sources` are its clients' networks.
+
+    `mapping` and `filtering` are of UDP. `mss`: the largest in a SYN of IPv4, 20 less for IPv6; None: as it is.
+    """
 
     name: str
     device: str
@@ -41,6 +62,9 @@ class Onramp:
     bypass: tuple[IPNetwork, ...] = ()
     tenant: str | None = None
     slice: Slice | None = None
+    mapping: MappingBehaviour = MappingBehaviour.ADDRESS_AND_PORT_DEPENDENT
+    filtering: Filtering = Filtering.ADDRESS_AND_PORT_DEPENDENT
+    mss: int | None = None
 
 
 AUTO: Final = "auto"
@@ -168,7 +192,7 @@ class Timers:
 
     tcp_transitory_s: int = 240
     tcp_established_s: int = 7440
-    tcp_linger_s: int = 120
+    tcp_linger_s: int = 240
     sock_linger_s: int = 60
     sock_reuse_s: int = 1
     udp_s: int = 300

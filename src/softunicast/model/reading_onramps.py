@@ -4,17 +4,20 @@
 from __future__ import annotations
 
 import dataclasses
+from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from softunicast.model.address import IPAddress, IPNetwork, contains, overlaps, parse_address
 from softunicast.model.document import Path
-from softunicast.model.fleet import Node, Onramp, Pool
+from softunicast.model.fleet import WILDCARD_PORTS, Filtering, MappingBehaviour, Node, Onramp, Pool
 from softunicast.model.shape import OnrampShape
 from softunicast.model.slice import Slice, parts_of
 
 if TYPE_CHECKING:
     from softunicast.model.reading import PlanReader
+
+Word = TypeVar("Word", bound=Enum)
 
 WIDEST = {4: 8, 6: 16}
 """Shortest prefix of a client network: its addresses are never answers' sources, so it is not the world."""
@@ -57,6 +60,7 @@ class _Reader:
         gateway4, gateway6 = self._gateway(key, text, 4), self._gateway("gateway6", shape.gateway6, 6)
         if shape.tenant is not None and not 0 < len(shape.tenant) <= 63:
             self._document.fail((*self._path, "tenant"), "is empty or longer than 63 characters", "write a short name")
+        mapping, filtering = self._udp(pool)
         return Onramp(
             name,
             device,
@@ -67,7 +71,48 @@ class _Reader:
             self._reader.networks((*self._path, "bypass"), shape.bypass),
             shape.tenant,
             self._slice(pool),
+            mapping,
+            filtering,
+            shape.mss,
         )
+
+    def _udp(self, pool: Pool) -> tuple[MappingBehaviour, Filtering]:
+        """Mapping and filtering of UDP. An endpoint-independent mapping lets everybody in unless told otherwise."""
+        mapping = self._word("mapping", MappingBehaviour, self._shape.mapping)
+        if mapping is not MappingBehaviour.ENDPOINT_INDEPENDENT:
+            filtering = self._word("filtering", Filtering, self._shape.filtering)
+            if filtering not in (None, Filtering.ADDRESS_AND_PORT_DEPENDENT):
+                self._document.fail(
+                    (*self._path, "filtering"),
+                    f"{filtering.value} filtering wants endpoint-independent mapping",
+                    "add `mapping: endpoint-independent`, or remove it",
+                )
+            return MappingBehaviour.ADDRESS_AND_PORT_DEPENDENT, Filtering.ADDRESS_AND_PORT_DEPENDENT
+        fraction = self._reader.shape.settings.udp_wildcard_fraction
+        if not any(int(size * fraction) for size in self._sizes(pool) if size >= WILDCARD_PORTS):
+            self._document.fail(
+                (*self._path, "mapping"),
+                f"no slice of pool {pool.name} has UDP ports for it",
+                f"give it slices of at least {WILDCARD_PORTS} ports and settings.udp_wildcard_fraction more than 0",
+            )
+        filtering = self._word("filtering", Filtering, self._shape.filtering)
+        return mapping, filtering or Filtering.ENDPOINT_INDEPENDENT
+
+    def _word(self, key: str, words: type[Word], text: str | None) -> Word | None:
+        if text is None:
+            return None
+        known = [word.value for word in words]
+        if text not in known:
+            self._document.fail(
+                (*self._path, key), f"{text!r} is none of these: {', '.join(known)}", "write one of them"
+            )
+        return words(text)
+
+    @staticmethod
+    def _sizes(pool: Pool) -> list[int]:
+        """Ports of the pool's slices."""
+        sizes = [1 << pool.shift_of(address) for address in pool.addresses]
+        return sizes + [static.slice.last - static.slice.first + 1 for static in pool.slices]
 
     def _pool(self) -> Pool:
         mine = [pool for pool in self._pools.values() if self._node.name in pool.nodes]

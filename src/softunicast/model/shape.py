@@ -64,6 +64,9 @@ class OnrampShape(Shape):
     slice: str | None = None
     tenant: str | None = None
     bypass: Texts = []
+    mapping: str | None = None
+    filtering: str | None = None
+    mss: Annotated[int, Field(ge=256, le=65495)] | None = None
 
 
 class DrainShape(Shape):

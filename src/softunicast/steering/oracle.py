@@ -5,7 +5,7 @@ The data plane (bpf/steer.bpf.c, bpf/include/steer.h, gue.h, parse.h) decides fr
 
     address of this site -> `addresses` -> `owners[base + (port >> shift)]` -> `nodes` -> underlay address
     address of another   -> `addresses` -> `sites`, `site_nodes`, hash of the flow -> `nodes` -> underlay address
-    outer source -> `peers`, inner source -> `prefixes`, list INTERNAL
+    outer source -> `peers`, inner source -> `prefixes`, list INTERNAL; but for what is hairpinned
 
 `steer()` takes the same bytes and gives the verdict, the drop reason and the frame as it would leave. The
 tests compare it with the programs on random packets; `explain` may use it to tell a person. It shares
@@ -206,8 +206,8 @@ class Packet:
     ports: tuple[int, int] | None = None
     error: bool = False
     echo_request: bool = False
-    quoted: tuple[bytes, int] | None = None
-    """Source address and port of the packet that an ICMP error quotes."""
+    quoted: tuple[bytes, int, int] | None = None
+    """Source address, port and protocol of the packet that an ICMP error quotes."""
     malformed: bool = False
 
 
@@ -322,8 +322,8 @@ def _parse_l4(packet: Packet, l4: int) -> None:
                 packet.quoted = _parse_quote(packet.frame, l4 + 8, packet.ip6)
 
 
-def _parse_quote(frame: bytes, offset: int, ip6: bool) -> tuple[bytes, int] | None:
-    """Source and source port of a quoted packet of which 8 bytes behind its IP header are there."""
+def _parse_quote(frame: bytes, offset: int, ip6: bool) -> tuple[bytes, int, int] | None:
+    """Source, source port and protocol of a quoted packet of which 8 bytes behind its IP header are there."""
     header = frame[offset : offset + (IP6_HEADER if ip6 else IP4_HEADER)]
     if len(header) < (IP6_HEADER if ip6 else IP4_HEADER) or header[0] >> 4 != (6 if ip6 else 4):
         return None
@@ -343,12 +343,12 @@ def _parse_quote(frame: bytes, offset: int, ip6: bool) -> tuple[bytes, int] | No
     if len(l4) < 8:
         return None
     if proto in (TCP, UDP):
-        return source, int.from_bytes(l4[:2], "big")
+        return source, int.from_bytes(l4[:2], "big"), proto
     echo = ICMP6 if ip6 else ICMP
     if proto == echo and l4[0] == ECHO_REQUEST[echo]:
-        return source, int.from_bytes(l4[4:6], "big")
+        return source, int.from_bytes(l4[4:6], "big"), proto
     if proto == echo and l4[0] == ECHO_REPLY[echo]:
-        return source, 0
+        return source, 0, proto
     return None
 
 
@@ -454,6 +454,11 @@ def where(tables: Tables, packet: Packet) -> Owner | Drop | None:
     return tables.owner(packet, port)
 
 
+def is_hairpin(tables: Tables, inner: Packet) -> bool:
+    """From one client's mapping to another's, or an error about that: of UDP, its source an address of the fleet."""
+    return (inner.quoted[2] if inner.quoted else inner.proto) == UDP and inner.source in tables.addresses
+
+
 def uncover(tables: Tables, outer: Packet) -> tuple[Packet, int, bool] | Drop:
     """The inner packet (of a frame of its own), its ECN field and whether it is final; or why not."""
     frame, head = outer.frame, IP6_HEADER if outer.ip6 else IP4_HEADER
@@ -473,7 +478,7 @@ def uncover(tables: Tables, outer: Packet) -> tuple[Packet, int, bool] | Drop:
         return Drop.MALFORMED
     if inner.target not in tables.addresses:
         return Drop.INNER_NOT_SLICE
-    if tables.is_internal(inner.source):
+    if tables.is_internal(inner.source) and not is_hairpin(tables, inner):
         return Drop.INNER_INTERNAL
     ecn = decapsulated_ecn(inner.tos & 3, outer.tos & 3)
     return Drop.ECN if ecn is None else (inner, ecn, bool(flags & GUE_FINAL))
