@@ -319,6 +319,7 @@ class History:
         self.rng = random.Random(seed)
         self.now_ns = START_NS
         self.owners = 0
+        self.clients = list[int]()
         self.reaped = 0
         self.answers = Tally[str]()
 
@@ -337,6 +338,9 @@ class History:
         remote, port = rng.choice([WEB, WEB, OTHER]), rng.choice([443, 443, 53])
         self.owners += 1
         holder = rng.choice([Holder.SOCKET, Holder.PACKET, Holder.PACKET, Holder.LOCAL])
+        if holder is Holder.PACKET:
+            self.arbiter.use(self.owners)
+            self.clients.append(self.owners)
         what = ask(pool, proto=proto, remote=remote, port=port, holder=holder, owner=self.owners,
                    client=rng.randrange(4))  # fmt: skip
         if pool == 0 and rng.random() < 0.2:
@@ -433,6 +437,11 @@ def test_random_histories(program: Path, seed: int, flows: int) -> None:
         if flows == 64:  # the hand went round
             assert arbiter.counter(Counter.REAPED) > 0
         assert arbiter.counter(Counter.STOLEN) > 0
+        held = Tally(claim.owner for claim in arbiter.table().values() if claim.holder is Holder.PACKET)
+        assert {owner: arbiter.use(owner).flows for owner in history.clients} == {
+            owner: held[owner] for owner in history.clients
+        }, f"seed {seed}"
+        assert len(history.clients) > 50 and sum(held.values()) > 0
 
 
 @pytest.mark.parametrize("ports", [64, 2])
@@ -443,6 +452,8 @@ def test_two_cpus_are_never_given_one_flow(arbiter: Arbiter, ports: int) -> None
     assert len(cpus) == 2, "this test needs two CPUs"
     results: list[Args] = []
     start = threading.Barrier(2)
+    for owner in (1, 2):
+        arbiter.use(owner)
 
     def race(thread: int) -> None:
         os.sched_setaffinity(0, {cpus[thread]})
@@ -469,6 +480,7 @@ def test_two_cpus_are_never_given_one_flow(arbiter: Arbiter, ports: int) -> None
     if ports == 64:
         assert sum(out.result for out in results) == 0
     assert arbiter.table() == {}
+    assert [arbiter.use(owner).flows for owner in (1, 2)] == [0, 0]
 
 
 @pytest.mark.parametrize("way", ["reaped", "released"])

@@ -45,6 +45,7 @@ from softunicast.kernel.abi import (
     Slice,
     SliceFlag,
     Stats,
+    Tenant,
     Uplink,
     UplinkFlag,
 )
@@ -176,10 +177,21 @@ class Dataplane:
         self.put("prefixes", prefix_key(number, ip_network(network)), u32(1))
 
     def add_onramp(
-        self, number: int, ifindex: int, *, l2: bool, gateway: str, policy: Policy = POLICY, generation: int = 5
+        self,
+        number: int,
+        ifindex: int,
+        *,
+        l2: bool,
+        gateway: str,
+        policy: Policy = POLICY,
+        generation: int = 5,
+        max_flows: int = 0,
+        new_per_s: int = 0,
     ) -> None:
         flags = OnrampFlag.SET | (OnrampFlag.L2 if l2 else 0)
-        ramp = Onramp(flags, generation, ifindex, SOURCES, packed(gateway), packed(GATEWAY6), policy)
+        ramp = Onramp(
+            flags, generation, ifindex, SOURCES, packed(gateway), packed(GATEWAY6), policy, max_flows, new_per_s
+        )
         self.put("onramps", u32(number), ramp.pack())
         self.put("onramp_devices", u32(ifindex), u32(number))
 
@@ -223,10 +235,14 @@ class Dataplane:
     def clear(self) -> None:
         """Forget all: flows, counters, tables. fill() starts again."""
         maps = self.object.maps
-        for name in ("flows", "origin", "crowds", "addresses", "peers", "prefixes", "onramp_devices"):
+        for name in ("flows", "origin", "crowds", "addresses", "peers", "prefixes", "onramp_devices", "uses"):
             for key in list(maps[name].keys()):
                 maps[name].delete(key)
         maps["stats"].update(u32(0), Stats().pack())
+        for number in (VETH_ONRAMP, TUN_ONRAMP):
+            self.put("onramps", u32(number), Onramp().pack())
+        for number in (0, POLICY.tenant):
+            maps["tenants"].update(u32(number), Tenant().pack())
         for index in range(len(self.slices)):
             self.put("slices", u32(index), Slice().pack())
         for base in self.bases.values():
