@@ -204,7 +204,7 @@ _Static_assert(sizeof(struct su_onramp) == 84, "su_onramp");
 struct su_use {
 	__s64 flows;		/* claims held, expired ones too until somebody reaps or takes them */
 	__u64 next_ns;		/* boot clock: until then its allowance of new flows is spent (ITU-T I.371, GCRA) */
-	__u64 begun;		/* flows since this generation began */
+	__u64 begun;		/* claims made since this generation began */
 	__u64 refused_flows;	/* refused because it held max_flows */
 	__u64 refused_new;	/* refused because it began new_per_s */
 };

@@ -132,8 +132,11 @@ static __always_inline void su_use_add(__u8 kind, const __u64 *owner, __s64 n)
 	if (kind != SU_KIND_PACKET)
 		return;
 	use = bpf_map_lookup_elem(&uses, owner);
-	if (use)
-		__sync_fetch_and_add(&use->flows, n);
+	if (!use)
+		return;
+	__sync_fetch_and_add(&use->flows, n);
+	if (n > 0)
+		__sync_fetch_and_add(&use->begun, 1);
 }
 
 /* Delete a claim whose word the caller won. */

@@ -242,9 +242,9 @@ static __always_inline int su_onramp_begin(struct __sk_buff *skb, struct su_work
 
 	if (!err)
 		err = su_flow_begin(skb, w, SU_KIND_PACKET, owner);
-	if (err)
+	if (err || !onramp->max_flows)
 		return err;
-	err = su_quota_begun(onramp, owner);
+	err = su_quota_kept(onramp, owner);
 	if (err)
 		su_claim_release(&w->want.flow, su_word_gen(w->want.claim.word), su_seconds(now_ns));
 	return err;

@@ -73,19 +73,15 @@ static __noinline int su_quota_begin(const struct su_onramp *onramp, __u64 owner
 	return 0;
 }
 
-/* It began one: count it, or find that another CPU took the last place. 0 or -SU_DROP_QUOTA_FLOWS: give it back. */
-static __noinline int su_quota_begun(const struct su_onramp *onramp, __u64 owner)
+/* It claimed one: did another CPU take the last place? 0 or -SU_DROP_QUOTA_FLOWS: give it back. */
+static __noinline int su_quota_kept(const struct su_onramp *onramp, __u64 owner)
 {
 	struct su_use *use = bpf_map_lookup_elem(&uses, &owner);
 
-	if (!use)
+	if (!use || *(volatile __s64 *)&use->flows <= onramp->max_flows)
 		return 0;
-	if (onramp->max_flows && *(volatile __s64 *)&use->flows > onramp->max_flows) {
-		__sync_fetch_and_add(&use->refused_flows, 1);
-		return -SU_DROP_QUOTA_FLOWS;
-	}
-	__sync_fetch_and_add(&use->begun, 1);
-	return 0;
+	__sync_fetch_and_add(&use->refused_flows, 1);
+	return -SU_DROP_QUOTA_FLOWS;
 }
 
 /* This CPU's counters of a tenant; NULL: no such tenant. From tc, where nothing of ours interrupts. */
