@@ -6,6 +6,7 @@
   link detached by hand, for example), the claim would stay: the cookies of all living sockets are compared,
   and a claim that missed twice in a row in the same generation is turned into LINGER by `su_release`, which
   checks the word again.
+- What the claims of an on-ramp came to (`uses`) is forgotten when the on-ramp, or that generation of it, is gone.
 - Folders of `softunicast run` that are empty twice in a row, their policies, and `control.policies`.
 
 Nothing here ever deletes a claim from userspace: the programs do, after winning its word.
@@ -45,6 +46,7 @@ class Sweeper:
     def sweep(self) -> Swept:
         """One round. KernelError when the maps are not there."""
         seen, reaped = self._expired()
+        self._uses()
         return Swept(seen, reaped, self._orphans(), self._cgroups())
 
     def _expired(self) -> tuple[int, int]:
@@ -74,6 +76,15 @@ class Sweeper:
                 released += answer.result == 0
         self._missing = {key: word_generation(claim.word) for key, claim in orphans.items()}
         return released
+
+    def _uses(self) -> None:
+        # Uses first, on-ramps second: an owner is in `onramps` before its first flow.
+        owners = [int.from_bytes(key, sys.byteorder) for key, _ in self.machine.map("uses").items()]
+        for owner in owners:
+            id_, generation = owner >> 32, owner & 0xFFFFFFFF
+            raw = self.machine.map("onramps").lookup(id_.to_bytes(4, sys.byteorder))
+            if raw is None or abi.Onramp.unpack(raw).generation != generation:
+                self.machine.map("uses").delete(owner.to_bytes(8, sys.byteorder))
 
     def _cgroups(self) -> int:
         policies = self.machine.map("cgroups")

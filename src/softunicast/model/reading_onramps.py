@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""On-ramps of a plan's nodes: device, pool, the clients' networks."""
+"""On-ramps of a plan's nodes, and those that a running agent is asked for: device, pool, the clients' networks."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
+from softunicast.errors import PlanError
 from softunicast.model.address import IPAddress, IPNetwork, contains, overlaps, parse_address
-from softunicast.model.document import Path
-from softunicast.model.fleet import Node, Onramp, Pool
-from softunicast.model.shape import OnrampShape
+from softunicast.model.document import Document, Path, Value
+from softunicast.model.fleet import Node, Onramp, Plan, Pool
+from softunicast.model.reader import NAME, Reader
+from softunicast.model.shape import OnrampShape, check_onramp_shape
 from softunicast.model.slice import Slice, parts_of
 
 if TYPE_CHECKING:
@@ -24,25 +27,61 @@ def read_onramps(reader: PlanReader, node: Node, pools: dict[str, Pool]) -> Node
     """The node with its on-ramps."""
     path: Path = ("sites", node.site, "nodes", node.name, "onramps")
     onramps: dict[str, Onramp] = {}
-    devices: dict[str, str] = {}
     for name, shape in reader.shape.sites[node.site].nodes[node.name].onramps.items():
-        at = (*path, name)
-        onramp = _Reader(reader, node, at, shape, pools).read(name)
-        if onramp.device in node.uplinks:
-            reader.document.fail((*at, "device"), f"{onramp.device} is an uplink", "an on-ramp has a device of its own")
-        if onramp.device in devices:
-            reader.document.fail(
-                (*at, "device"),
-                f"{onramp.device} is on-ramp {devices[onramp.device]}'s",
-                "one device, one on-ramp",
-            )
-        devices[onramp.device] = name
-        onramps[name] = onramp
+        onramps[name] = _read(reader, node, (*path, name), name, shape, pools, onramps)
     return dataclasses.replace(node, onramps=dict(sorted(onramps.items())))
 
 
+def read_added(plan: Plan, node: Node, name: str, keys: Mapping[str, Value]) -> Onramp:
+    """An on-ramp that the plan does not have, of the keys that it would have there. `node` has all the others.
+
+    PlanError says what is wrong, without file and line.
+    """
+    path: Path = ("onramps", name)
+    document = Document("", {"onramps": {name: dict(keys)}})
+    try:
+        if NAME.fullmatch(name) is None:
+            document.fail(("onramps",), f"{name[:70]!r} is no name", "use up to 63 letters, digits, `-`, `_` and `.`")
+        if name in node.onramps:
+            problem = f"node {node.name} has an on-ramp of this name"
+            document.fail(path, problem, "choose another, or remove that one first")
+        shape = check_onramp_shape(document, path, keys)
+        reader = Reader(document, plan.prefixes, plan.nodes)
+        return _read(reader, node, path, name, shape, dict(plan.pools), node.onramps)
+    except PlanError as error:
+        raise PlanError("", 0, error.message, error.remedy) from error
+
+
+def with_onramps(plan: Plan, node: Node, added: Iterable[Onramp]) -> Plan:
+    """The plan as if it had these on-ramps at that node, too."""
+    onramps = dict(sorted({**node.onramps, **{onramp.name: onramp for onramp in added}}.items()))
+    site = plan.sites[node.site]
+    nodes = {**site.nodes, node.name: dataclasses.replace(node, onramps=onramps)}
+    return dataclasses.replace(plan, sites={**plan.sites, site.name: dataclasses.replace(site, nodes=nodes)})
+
+
+def _read(
+    reader: Reader,
+    node: Node,
+    path: Path,
+    name: str,
+    shape: OnrampShape,
+    pools: dict[str, Pool],
+    others: Mapping[str, Onramp],
+) -> Onramp:
+    onramp = _Reader(reader, node, path, shape, pools).read(name)
+    if onramp.device in node.uplinks:
+        reader.document.fail((*path, "device"), f"{onramp.device} is an uplink", "an on-ramp has a device of its own")
+    for other in others.values():
+        if other.device == onramp.device:
+            reader.document.fail(
+                (*path, "device"), f"{onramp.device} is on-ramp {other.name}'s", "one device, one on-ramp"
+            )
+    return onramp
+
+
 class _Reader:
-    def __init__(self, reader: PlanReader, node: Node, path: Path, shape: OnrampShape, pools: dict[str, Pool]) -> None:
+    def __init__(self, reader: Reader, node: Node, path: Path, shape: OnrampShape, pools: dict[str, Pool]) -> None:
         self._reader, self._document = reader, reader.document
         self._node, self._path, self._shape, self._pools = node, path, shape, pools
 
@@ -67,6 +106,8 @@ class _Reader:
             self._reader.networks((*self._path, "bypass"), shape.bypass),
             shape.tenant,
             self._slice(pool),
+            shape.quotas.flows or 0,
+            shape.quotas.new_flows_per_s or 0,
         )
 
     def _pool(self) -> Pool:
