@@ -186,7 +186,7 @@ def dump(node: str, netns: str | None = None, *, volatile: bool = False) -> dict
         },
         "sysctls": _sysctls(netns),
         "files": {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else path.stat().st_mode
             for path in _pins(RUN / node)
             if path.name not in LEARNED_FILES
         },

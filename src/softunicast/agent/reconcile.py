@@ -183,7 +183,7 @@ def carry_out(
             else:
                 operation.apply(machine)
         except KernelError as error:
-            if error.errno not in (errno.ENODEV, errno.ENOENT) or not _of_a_device(operation):
+            if not _went_away(operation, error.errno):
                 raise _failed(operations, position, error) from error
             # It went away since it was looked at; that is seen, and looked at anew, at once.
             continue
@@ -192,13 +192,13 @@ def carry_out(
         done(operation)
 
 
-def _of_a_device(operation: Operation) -> bool:
-    """Whether it is about a device that may go at any time: one on which nobody relies but its own clients."""
+def _went_away(operation: Operation, number: int) -> bool:
+    """Whether it failed because its device has just gone: one on which nobody relies but its own clients."""
     match operation:
         case Attach(link=link) | UpdateLink(link=link):
-            return link.program in ("su_onramp_in", "su_guard_other")
+            return number == errno.ENODEV and link.program in ("su_onramp_in", "su_guard_other")
         case SetSysctl(path=path):
-            return "/conf/" in path and "/conf/lo/" not in path and "/conf/all/" not in path
+            return number == errno.ENOENT and "/conf/" in path and "/conf/lo/" not in path
     return False
 
 
