@@ -70,7 +70,7 @@ def test_add_list_remove(at: OnrampNode, daemon: Daemon) -> None:
 
 
 REFUSED = {
-    "no pool": (("x", "--source", NETWORK), "on-ramp"),
+    "no pool": (("x", "--source", NETWORK), "names no pool, and"),
     "unknown pool": (("x", "--source", NETWORK, "--pool", "uk"), "onramps.x.pool: no pool 'uk' ; there are: gb, ten"),
     "uplink": (("x", "--device", "up0", "--pool", "gb", "--source", NETWORK), "up0 is an uplink"),
     "planned device": (("x", "--device", "fish0", "--pool", "gb", "--source", NETWORK), "fish0 is on-ramp fish's"),
