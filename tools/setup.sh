@@ -12,6 +12,7 @@ packages=(
   python3-venv
   curl iputils-ping bind9-dnsutils dnsmasq-base iperf3 socat tcpdump conntrack # real clients and servers
   dropbear-bin openssh-client mtr-tiny traceroute
+  wireguard-go wireguard-tools systemd-container busybox-static          # clients behind on-ramps: a tunnel, a container
   bird2 frr exabgp mptcpize util-linux
 )
 

@@ -44,7 +44,7 @@ VOLATILE_MAPS = {
 LEARNED_MAP = "nodes"
 LEARNED_BYTE = 16
 LEARNED_BITS = 2 | 4
-LEARNED_FILES = {"agent.lock", "peers.json"}
+LEARNED_FILES = {"agent.lock", "agent.sock", "peers.json"}
 NO_DUMP = {"socks", "work", "hops", "onramp_hints", "toobig_bucket", "ways", "frags"}
 VOLATILE_KEYS = {
     "expires",
@@ -186,7 +186,7 @@ def dump(node: str, netns: str | None = None, *, volatile: bool = False) -> dict
         },
         "sysctls": _sysctls(netns),
         "files": {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else path.stat().st_mode
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
             for path in _pins(RUN / node)
             if path.name not in LEARNED_FILES
         },

@@ -98,15 +98,18 @@ class Agent:
         """Reconcile, then watch until SIGTERM or SIGINT. SoftunicastError only from the first
         reconciliation."""
         with locked(self.options.node), self._machine() as machine, self._events() as selector:
-            self._reconcile(machine)
-            self._serve(machine, selector)
-            notify("READY=1", f"STATUS=epoch {self._epoch()}")
-            self.log.info("ready", node=self.options.node, epoch=self._epoch(), changed=self._changed)
-            prober = Prober(machine, self.log, selector, self.clock)
             try:
-                self._watch(machine, selector, prober, Announcer(machine, self.log, self.clock))
+                # First, so that who finds the node ready may ask; answered from the loop on.
+                self._serve(machine, selector)
+                self._reconcile(machine)
+                notify("READY=1", f"STATUS=epoch {self._epoch()}")
+                self.log.info("ready", node=self.options.node, epoch=self._epoch(), changed=self._changed)
+                prober = Prober(machine, self.log, selector, self.clock)
+                try:
+                    self._watch(machine, selector, prober, Announcer(machine, self.log, self.clock))
+                finally:
+                    prober.close()
             finally:
-                prober.close()
                 if self.service is not None:
                     self.service.close()
             notify("STOPPING=1")
