@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -125,6 +126,34 @@ def test_a_full_slice_holds_nothing_of_the_quota(b: Bench) -> None:
         b.out(syn(port))
     assert b.plane.drops() == {Drop.SLICE_FULL: 10}
     assert (use(b).flows, use(b).begun) == (10, 10)
+
+
+def test_two_cpus_never_hold_more_than_allowed(b: Bench) -> None:
+    """Two CPUs ask at once for more than there is: the last place is given once, or for an instant to nobody."""
+    cpus = sorted(os.sched_getaffinity(0))[:2]
+    assert len(cpus) == 2, "this test needs two CPUs"
+    for _ in range(30):
+        b.reset()
+        limit(b, max_flows=5)
+        start = threading.Barrier(2)
+
+        def ask(thread: int, start: threading.Barrier = start) -> None:
+            os.sched_setaffinity(0, {cpus[thread]})
+            packets = [udp(CLIENT, 1000 + 2 * number + thread, SERVER, 1000 + number) for number in range(5)]
+            start.wait(10)
+            for packet in packets:
+                b.out(packet)
+
+        threads = [threading.Thread(target=ask, args=(thread,)) for thread in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        held = len(b.plane.flows())
+        assert 4 <= held <= 5
+        assert (use(b).flows, use(b).refused_flows) == (held, 10 - held)
+        b.out(syn(1))
+        assert use(b).flows == len(b.plane.flows()) == 5
 
 
 def test_tenants_are_counted_both_ways(b: Bench) -> None:
