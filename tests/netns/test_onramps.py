@@ -15,7 +15,7 @@ import pytest
 from softunicast.api.client import Client
 from softunicast.api.protocol import socket_path
 from softunicast.errors import SoftunicastError
-from softunicast.kernel import netns
+from softunicast.kernel import netns, nodes
 from tests.support.agent_node import Daemon
 from tests.support.dump import RUN
 from tests.support.onramp_node import ECHO, POOL_ADDRESS, SERVER, OnrampNode, onramp_node, question, read_answer
@@ -60,13 +60,23 @@ def test_add_list_remove(at: OnrampNode, daemon: Daemon) -> None:
     assert (flow["owner_name"], flow["tenant"]) == ("acme", 1)
     text = at.onramp("list").stdout
     assert "acme" in text and "OUT BYTES" in text
+    talking = at.talk(client, keep=True)
+    assert {flow["state"] for flow in at.json("flows")["flows"]} == {"linger", "open"}
     done = at.onramp("remove", "acme")
     assert (done.returncode, done.stdout) == (0, "on-ramp acme: removed\n")
     assert "cl0" in devices(at), "it is somebody else's"
     assert set(at.listed()) == {"fish"}
     with pytest.raises((TimeoutError, OSError)), netns.enter(client):
         socket.create_connection((SERVER, ECHO), timeout=1)
-    assert at.tenants()["acme"]["flows"] == 1, "a tenant's counters outlive its on-ramps"
+    assert at.tenants()["acme"]["flows"] == 2, "a tenant's counters outlive its on-ramps"
+    wait_until(
+        lambda: {flow["state"] for flow in at.json("flows")["flows"]} == {"linger"},
+        10,
+        "what was open does not hold its port for hours",
+    )
+    with nodes.open_maps(at.node.name) as maps:
+        wait_until(lambda: not dict(maps["uses"].items()), 10, "what it held is forgotten")
+    talking.close()
 
 
 REFUSED = {
