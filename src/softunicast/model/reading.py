@@ -8,6 +8,7 @@ pools), settings. What is checked is listed in docs/plan.md under "What is refus
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
