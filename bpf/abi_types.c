@@ -25,6 +25,8 @@ struct su_sock sock;
 enum su_onramp_flag onramp_flag;
 struct su_onramp onramp;
 struct su_permit permit;
+struct su_use use;
+struct su_tenant tenant;
 struct su_address address;
 struct su_owner owner;
 struct su_site site;

@@ -14,7 +14,7 @@
 
 #include <linux/types.h>
 
-#define SU_ABI_VERSION 2
+#define SU_ABI_VERSION 3
 
 #define SU_NONE 0xffffffffu	/* no slice, no node, no pool, no slot */
 
@@ -195,10 +195,36 @@ struct su_onramp {
 	struct su_addr gateway4;	/* our address towards the clients; source of our ICMP errors */
 	struct su_addr gateway6;
 	struct su_policy policy;
+	__u32 max_flows;	/* claims it may hold at a time; 0: no limit */
+	__u32 new_per_s;	/* flows it may begin a second, at most 1,000,000; 0: no limit */
 	__u16 mss;		/* largest MSS in a SYN of IPv4, of IPv6 20 less; 0: as it is */
 	__u16 pad;
 };
-_Static_assert(sizeof(struct su_onramp) == 80, "su_onramp");
+_Static_assert(sizeof(struct su_onramp) == 88, "su_onramp");
+
+/*
+ * Value of `uses` (hash by owner: on-ramp id << 32 | generation): what the claims of one on-ramp come to. Made by its
+ * first flow; the agent removes those of generations that are gone.
+ */
+struct su_use {
+	__s64 flows;		/* claims held, expired ones too until somebody reaps or takes them */
+	__u64 next_ns;		/* boot clock: until then its allowance of new flows is spent (ITU-T I.371, GCRA) */
+	__u64 begun;		/* claims made since this generation began */
+	__u64 refused_flows;	/* refused because it held max_flows */
+	__u64 refused_new;	/* refused because it began new_per_s */
+};
+_Static_assert(sizeof(struct su_use) == 40, "su_use");
+
+/* Value of `tenants` (per-CPU array by number; 0: on-ramps without a tenant): what clients did. */
+struct su_tenant {
+	__u64 flows;		/* begun */
+	__u64 refused;		/* new flows refused, for whatever reason */
+	__u64 out_packets;	/* forwarded out of a slice */
+	__u64 out_bytes;	/* the same in bytes, IP headers counted */
+	__u64 in_packets;	/* answers forwarded to an on-ramp */
+	__u64 in_bytes;
+};
+_Static_assert(sizeof(struct su_tenant) == 48, "su_tenant");
 
 /*
  * Value of `permits` (LRU: what it forgets, the next packet to that remote says again). Its key is a flow of a mapping
@@ -456,6 +482,8 @@ enum su_drop {
 	SU_DROP_SITE_DOWN = 31,		/* for another site, none of whose nodes answers */
 	SU_DROP_FRAGMENT_EARLY = 32,	/* a later fragment, and its first one, which has the ports, has not been here */
 	SU_DROP_FILTERED = 38,		/* inbound to a client's mapping, from a remote that it did not send to */
+	SU_DROP_QUOTA_FLOWS = 34,	/* from a client whose on-ramp holds as many flows as it may */
+	SU_DROP_QUOTA_NEW = 35,		/* from a client whose on-ramp began as many flows this second as it may */
 	SU_DROP_MAX = 48,
 };
 

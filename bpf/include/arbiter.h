@@ -397,6 +397,7 @@ __noinline int su_busy(struct su_want *w, __u64 now_ns)
 	if (w->flags & SU_WANT_STOLEN) {
 		live = su_claim_word(&w->flow, &word);
 		if (live && su_word_gen(word) == su_word_gen(w->claim.word) && su_lock(live, word, now_s)) {
+			su_use_add(live->kind, &live->owner, -1);
 			live->kind = SU_KIND_SOCKET;
 			live->owner = 0;
 			su_publish(live, su_word(su_word_gen(word) + 1, SU_STATE_LINGER, now_s));

@@ -124,11 +124,27 @@ static __always_inline void su_slot_free(const struct su_flow *f, __u32 slot)
 		*(volatile __u8 *)&at->flow.proto = 0;
 }
 
+/* An on-ramp holds one claim more, or one less. Done by whoever inserted the claim or won its word, so never twice. */
+static __always_inline void su_use_add(__u8 kind, const __u64 *owner, __s64 n)
+{
+	struct su_use *use;
+
+	if (kind != SU_KIND_PACKET)
+		return;
+	use = bpf_map_lookup_elem(&uses, owner);
+	if (!use)
+		return;
+	__sync_fetch_and_add(&use->flows, n);
+	if (n > 0)
+		__sync_fetch_and_add(&use->begun, 1);
+}
+
 /* Delete a claim whose word the caller won. */
 static __noinline void su_claim_delete_locked(const struct su_flow *f, const struct su_claim *c)
 {
 	__u32 slice = c->slice, slot = c->slot;
 
+	su_use_add(c->kind, &c->owner, -1);
 	su_origin_forget(f, c);
 	bpf_map_delete_elem(&flows, f);
 	su_crowd_free(f, slice);
@@ -251,6 +267,7 @@ static __always_inline int su_insert(struct su_want *w, __u64 now_ns, __u32 rnd)
 		__u32 slot = w->claim.slot;
 		struct su_slot *at = bpf_map_lookup_elem(&slots, &slot);
 
+		su_use_add(w->claim.kind, &w->claim.owner, 1);
 		if (at) {
 			at->flow = w->flow;
 			at->look_s = now_s + su_look_after_s(su_lifetime_s(w->claim.kind, SU_STATE_NEW,
@@ -290,6 +307,8 @@ static __always_inline int su_take_over(struct su_want *w, struct su_claim *live
 	}
 	if (!su_lock(live, word, now_s))
 		return SU_TAKEN;
+	su_use_add(kind, &live->owner, -1);
+	su_use_add(w->claim.kind, &w->claim.owner, 1);
 	su_origin_forget(&w->flow, live);
 	w->claim.check = live->check;
 	w->claim.slot = live->slot;

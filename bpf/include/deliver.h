@@ -17,6 +17,7 @@
 #include "icmp.h"
 #include "mss.h"
 #include "permit.h"
+#include "quota.h"
 
 #define SU_AF_INET_NH 2
 #define SU_AF_INET6_NH 10
@@ -70,6 +71,7 @@ static __always_inline bool su_bare_syn(const struct su_pkt *p)
 static __always_inline int su_deliver_packet(struct __sk_buff *skb, struct su_work *w, struct su_claim *live, bool wildcard)
 {
 	__u32 id = w->claim.owner >> 32, len = skb->len - w->pkt.l2_len;
+	struct su_tenant *tenant = su_tenant_of(w->claim.tenant);
 	struct su_stats *s = su_stats_get();
 	struct bpf_redir_neigh next = {};
 	struct su_onramp *onramp;
@@ -102,6 +104,10 @@ static __always_inline int su_deliver_packet(struct __sk_buff *skb, struct su_wo
 		return err;
 	su_count_bh(s, SU_COUNT_IN_PACKETS, 1);
 	su_count_bh(s, SU_COUNT_IN_BYTES, len);
+	if (tenant) {
+		tenant->in_packets++;
+		tenant->in_bytes += len;
+	}
 	if (!(onramp->flags & SU_ONRAMP_L2))
 		return bpf_redirect(onramp->ifindex, 0);
 	if (w->pkt.flags & SU_PKT_IP6) {

@@ -137,6 +137,21 @@ struct {
 	__type(value, struct su_frag);
 } frags SEC(".maps");
 
+/* Owner of PACKET claims -> what they come to. Several generations of an on-ramp may be there until the agent looks. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, struct su_use);
+} uses SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, struct su_tenant);
+} tenants SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1 << 16);

@@ -16,6 +16,7 @@
 #include "frag.h"
 #include "mss.h"
 #include "permit.h"
+#include "quota.h"
 #include "refuse.h"
 
 /* Ids that onramp_devices gave, by ifindex: a hint, for the on-ramp itself says which device it is. */
@@ -67,6 +68,7 @@ static __always_inline int su_onramp_leave(struct __sk_buff *skb, struct su_work
 					   __u64 now_ns, __u32 len)
 {
 	__u32 at = uplink->ifindex % SU_HOPS;
+	struct su_tenant *tenant = su_tenant_of(w->policy.tenant);
 	struct su_stats *s = su_stats_get();
 	struct su_hop *hop;
 
@@ -75,6 +77,10 @@ static __always_inline int su_onramp_leave(struct __sk_buff *skb, struct su_work
 		return -SU_DROP_ENCAP;
 	su_count_bh(s, SU_COUNT_OUT_PACKETS, 1);
 	su_count_bh(s, SU_COUNT_OUT_BYTES, len);
+	if (tenant) {
+		tenant->out_packets++;
+		tenant->out_bytes += len;
+	}
 	hop = bpf_map_lookup_elem(&hops, &at);
 	if (hop && uplink->flags & SU_UPLINK_ONE_HOP && skb->protocol == bpf_htons(ETH_P_IP)) {
 		__u32 *header = (__u32 *)(long)skb->data;
@@ -274,11 +280,29 @@ static __noinline int su_onramp_known(struct su_work *w, const struct su_onramp 
 	return eim && !su_permit_sent(w, onramp, now_s) ? SU_UNSENT : 0;
 }
 
+/* A claim for the flow w->key, within the on-ramp's quotas. As su_flow_begin, or -SU_DROP_QUOTA_FLOWS, QUOTA_NEW. */
+static __always_inline int su_onramp_begin(struct __sk_buff *skb, struct su_work *w, const struct su_onramp *onramp,
+					   __u64 owner)
+{
+	__u64 now_ns = bpf_ktime_get_boot_ns();
+	int err = su_quota_begin(onramp, owner, now_ns);
+
+	if (!err)
+		err = su_flow_begin(skb, w, SU_KIND_PACKET, owner);
+	if (err || !onramp->max_flows)
+		return err;
+	err = su_quota_kept(onramp, owner);
+	if (err)
+		su_claim_release(&w->want.flow, su_word_gen(w->want.claim.word), su_seconds(now_ns));
+	return err;
+}
+
 /* A packet without: its class, and a claim if it may begin a flow. A tc action, -SU_DROP_x, SU_CLAIMED or SU_BEGUN. */
 static __noinline int su_onramp_new(struct __sk_buff *skb, struct su_work *w, const struct su_onramp *onramp,
 				    __u64 owner)
 {
 	int err = su_onramp_class(skb, &w->pkt, onramp);
+	struct su_tenant *tenant;
 	struct su_control *ctl;
 	__u32 zero = 0;
 
@@ -290,9 +314,14 @@ static __noinline int su_onramp_new(struct __sk_buff *skb, struct su_work *w, co
 	if (!ctl || !ctl->ready)
 		return -SU_DROP_NOT_READY;
 	w->policy = onramp->policy;
-	err = su_flow_begin(skb, w, SU_KIND_PACKET, owner);
+	err = su_onramp_begin(skb, w, onramp, owner);
+	tenant = su_tenant_of(w->policy.tenant);
 	if (err < 0)
 		su_count(SU_COUNT_REFUSED_PACKET);
+	if (tenant && err < 0)
+		tenant->refused++;
+	else if (tenant && !err)
+		tenant->flows++;
 	return err ? err : SU_BEGUN;
 }
 
@@ -309,6 +338,7 @@ static __always_inline int su_onramp_packet(struct __sk_buff *skb, struct su_wor
 	/* One that cannot be followed stays SU_PKT_FRAG, and may still be the stack's. */
 	if (w->pkt.flags & SU_PKT_FRAG && su_frag_follow(&w->pkt, owner >> 32) == -SU_DROP_MALFORMED)
 		return -SU_DROP_MALFORMED;
+	w->policy.tenant = onramp->policy.tenant;
 	err = su_onramp_known(w, onramp, owner, now_ns);
 	if (err == SU_UNSENT) {
 		err = su_onramp_class(skb, &w->pkt, onramp);

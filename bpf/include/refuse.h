@@ -82,6 +82,8 @@ static __always_inline __u32 su_refuse_tell(const struct su_pkt *p, int err)
 	case SU_DROP_TABLE_FULL:
 	case SU_DROP_CLAIM_ERROR:
 	case SU_DROP_NO_SLICE:
+	case SU_DROP_QUOTA_FLOWS:
+	case SU_DROP_QUOTA_NEW:
 		if (p->proto == IPPROTO_UDP)
 			return SU_TELL(SU_ICMP_UNREACH, 3, SU_ICMP6_UNREACH, 4);
 		return SU_TELL(SU_ICMP_UNREACH, 1, SU_ICMP6_UNREACH, 3);

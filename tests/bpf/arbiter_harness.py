@@ -34,6 +34,7 @@ from softunicast.kernel.abi import (
     Slice,
     SliceFlag,
     Stats,
+    Use,
 )
 from softunicast.kernel.abi_util import addr_bytes, word_generation, word_seen_s, word_state
 from softunicast.kernel.bpf import BpfObject
@@ -254,6 +255,17 @@ class Arbiter:
         copies = self.maps["stats"].lookup_percpu(bytes(4))
         return sum(Stats.unpack(copy).counters[counter] for copy in copies)
 
+    def use(self, owner: int) -> Use:
+        """What the claims of an on-ramp come to; its entry is made when there is none."""
+        key = owner.to_bytes(8, "little")
+        value = self.maps["uses"].lookup(key)
+        if value is None:
+            self.maps["uses"].update(key, Use().pack())
+        return Use() if value is None else Use.unpack(value)
+
+    def turn(self, owner: int, new_per_s: int, now_ns: int) -> bool:
+        return bool(self.run("t_turn", Args(claim=Claim(owner=owner), client=new_per_s, now_ns=now_ns)).result)
+
     def hand(self) -> int:
         value = self.maps["control"].lookup(bytes(4))
         assert value is not None
@@ -264,7 +276,7 @@ class Arbiter:
         self.slices = dict(SLICES)
         for index in SLICES:
             self.write_slice(index)
-        for name in ("flows", "origin", "crowds"):
+        for name in ("flows", "origin", "crowds", "uses"):
             for key in list(self.maps[name].keys()):
                 self.maps[name].delete(key)
         for slot, value in self.maps["slots"].items():

@@ -7,6 +7,7 @@
  * small maps, never attached.
  */
 #include "../../bpf/include/arbiter.h"
+#include "../../bpf/include/quota.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -227,5 +228,18 @@ int t_race(struct test_args *args)
 	args->state = r.made;
 	args->generation = r.wrong;
 	args->result = r.refused;
+	return 0;
+}
+
+/* A turn of the owner in `want` at `now_ns`, of `client` a second. `result`: it had one. */
+SEC("syscall")
+int t_turn(struct test_args *args)
+{
+	__u64 owner = args->want.claim.owner;
+	struct su_use *use = bpf_map_lookup_elem(&uses, &owner);
+
+	if (!use)
+		return 1;
+	args->result = su_quota_turn(use, args->client, args->now_ns);
 	return 0;
 }

@@ -331,6 +331,7 @@ class History:
         self.rng = random.Random(seed)
         self.now_ns = START_NS
         self.owners = 0
+        self.clients = list[int]()
         self.reaped = 0
         self.answers = Tally[str]()
 
@@ -351,6 +352,9 @@ class History:
             remote, port = ANY, 0
         self.owners += 1
         holder = rng.choice([Holder.SOCKET, Holder.PACKET, Holder.PACKET, Holder.LOCAL])
+        if holder is Holder.PACKET:
+            self.arbiter.use(self.owners)
+            self.clients.append(self.owners)
         what = ask(pool, proto=proto, remote=remote, port=port, holder=holder, owner=self.owners,
                    client=rng.randrange(4))  # fmt: skip
         if pool == 0 and rng.random() < 0.2:
@@ -419,6 +423,13 @@ class History:
             self.oracle.release(key, generation, done=self.arbiter.release(key, generation, self.now_ns))
             self.oracle.linger(key, generation, self.now_ns, done=self.arbiter.linger(key, generation, self.now_ns))
 
+    def uses(self) -> int:
+        """How many flows on-ramps hold, which is what their uses come to."""
+        held = Tally(claim.owner for claim in self.arbiter.table().values() if claim.holder is Holder.PACKET)
+        counted = {owner: self.arbiter.use(owner).flows for owner in self.clients}
+        assert counted == {owner: held[owner] for owner in self.clients}
+        return held.total()
+
     def wait(self) -> None:
         self.now_ns += self.rng.choice([1_000_000, 10_000_000, NS, 2 * NS, 5 * NS, 13 * NS, 40 * NS])
 
@@ -437,9 +448,12 @@ def test_random_histories(program: Path, seed: int, flows: int) -> None:
     """SOFTUNICAST_SEED=n tells another history than the two fixed ones. 64 claims: the table itself fills."""
     with Arbiter(program, flows=flows) as arbiter:
         history = History(arbiter, seed)
+        most = 0
         for number in range(1000):
             try:
                 history.step()
+                if number % 50 == 0:
+                    most = max(most, history.uses())
             except (Broken, AssertionError) as error:
                 raise AssertionError(f"seed {seed}, {flows} claims, step {number}: {error}") from error
         for answer in (
@@ -455,6 +469,7 @@ def test_random_histories(program: Path, seed: int, flows: int) -> None:
         if flows == 64:  # the hand went round
             assert arbiter.counter(Counter.REAPED) > 0
         assert arbiter.counter(Counter.STOLEN) > 0
+        assert len(history.clients) > 50 and most > 0, f"seed {seed}"
 
 
 @pytest.mark.parametrize("ports", [64, 2])
@@ -465,6 +480,8 @@ def test_two_cpus_are_never_given_one_flow(arbiter: Arbiter, ports: int) -> None
     assert len(cpus) == 2, "this test needs two CPUs"
     results: list[Args] = []
     start = threading.Barrier(2)
+    for owner in (1, 2):
+        arbiter.use(owner)
 
     def race(thread: int) -> None:
         os.sched_setaffinity(0, {cpus[thread]})
@@ -491,6 +508,7 @@ def test_two_cpus_are_never_given_one_flow(arbiter: Arbiter, ports: int) -> None
     if ports == 64:
         assert sum(out.result for out in results) == 0
     assert arbiter.table() == {}
+    assert [arbiter.use(owner).flows for owner in (1, 2)] == [0, 0]
 
 
 @pytest.mark.parametrize("way", ["reaped", "released"])

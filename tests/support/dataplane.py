@@ -45,6 +45,7 @@ from softunicast.kernel.abi import (
     Slice,
     SliceFlag,
     Stats,
+    Tenant,
     Uplink,
     UplinkFlag,
 )
@@ -177,11 +178,12 @@ class Dataplane:
 
     def add_onramp(
         self, number: int, ifindex: int, *, l2: bool, gateway: str, policy: Policy = POLICY, generation: int = 5,
-        udp: int = 0, mss: int = 0,
+        max_flows: int = 0, new_per_s: int = 0, udp: int = 0, mss: int = 0,
     ) -> None:  # fmt: skip
         """`udp`: flags for mapping and filtering."""
         flags = OnrampFlag.SET | (OnrampFlag.L2 if l2 else 0) | udp
-        ramp = Onramp(flags, generation, ifindex, SOURCES, packed(gateway), packed(GATEWAY6), policy, mss=mss)
+        limits = (max_flows, new_per_s, mss)
+        ramp = Onramp(flags, generation, ifindex, SOURCES, packed(gateway), packed(GATEWAY6), policy, *limits)
         self.put("onramps", u32(number), ramp.pack())
         self.put("onramp_devices", u32(ifindex), u32(number))
 
@@ -225,10 +227,15 @@ class Dataplane:
     def clear(self) -> None:
         """Forget all: flows, counters, tables. fill() starts again."""
         maps = self.object.maps
-        for name in ("flows", "origin", "crowds", "permits", "addresses", "peers", "prefixes", "onramp_devices"):
+        mine = ("flows", "origin", "crowds", "permits", "addresses", "peers", "prefixes", "onramp_devices", "uses")
+        for name in mine:
             for key in list(maps[name].keys()):
                 maps[name].delete(key)
         maps["stats"].update(u32(0), Stats().pack())
+        for number in (VETH_ONRAMP, TUN_ONRAMP):
+            self.put("onramps", u32(number), Onramp().pack())
+        for number in (0, POLICY.tenant):
+            maps["tenants"].update(u32(number), Tenant().pack())
         for index in range(len(self.slices)):
             self.put("slices", u32(index), Slice().pack())
         for base in self.bases.values():

@@ -44,7 +44,7 @@ VOLATILE_MAPS = {
 LEARNED_MAP = "nodes"
 LEARNED_BYTE = 16
 LEARNED_BITS = 2 | 4
-LEARNED_FILES = {"agent.lock", "peers.json"}
+LEARNED_FILES = {"agent.lock", "agent.sock", "peers.json"}
 NO_DUMP = {"socks", "work", "hops", "onramp_hints", "toobig_bucket", "ways", "frags"}
 VOLATILE_KEYS = {
     "expires",

@@ -47,7 +47,9 @@ def values_of(cls: Any) -> st.SearchStrategy[Any]:
         elif code == "s":
             arguments[field.name] = st.binary(min_size=count, max_size=count)
         else:
-            integer = st.integers(-(1 << 31), (1 << 31) - 1) if code == "i" else st.integers(0, (1 << BITS[code]) - 1)
+            bits = BITS[code.upper()]
+            signed = st.integers(-(1 << bits - 1), (1 << bits - 1) - 1)
+            integer = signed if code.islower() else st.integers(0, (1 << bits) - 1)
             many = st.lists(integer, min_size=count, max_size=count).map(tuple)
             arguments[field.name] = many if field.type == "tuple[int, ...]" else integer
     return st.builds(cls, **arguments)

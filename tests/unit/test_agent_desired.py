@@ -36,6 +36,8 @@ sites:
 pools:
   gb: {addresses: [198.51.100.10, "2001:db8:a::10", "2001:db8:a::11"], site: lhr, slice_ports: 2048}
 """
+FISH = "          fish: {device: fish0, pool: gb, sources: [10.77.0.0/24], gateway: 10.77.0.1}\n"
+TUNA = "          tuna: {device: tun0, pool: gb, sources: [10.78.0.0/24], gateway: 10.78.0.1}\n"
 DEVICES = {
     device.name: device
     for device in (
@@ -165,8 +167,34 @@ def test_generations_grow_when_device_or_policy_change_and_not_otherwise() -> No
     assert {name: ramp.generation for name, ramp in third.onramps.items()} == {"fish": 1, "tuna": 2}
     # An id that changes hands never meets the claims of its last holder.
     renamed = make(TEXT.replace("fish: {", "zander: {"), last=first).state
-    assert renamed.onramps["tuna"].id == 1
-    assert renamed.onramps["tuna"].generation == 2
+    assert renamed.onramps["tuna"] == first.onramps["tuna"]
+    assert (renamed.onramps["zander"].id, renamed.onramps["zander"].generation) == (3, 2)
+    # A generation is not given twice, even when the on-ramp that had it is forgotten.
+    fewer = make(TEXT.replace(TUNA, ""), last=renamed).state
+    without = make(TEXT.replace(TUNA, "").replace(FISH, "").replace("onramps:", "onramps: {}"), last=fewer).state
+    assert without.onramps == {}
+    again = make(last=without).state
+    assert {ramp.generation for ramp in again.onramps.values()} == {4}, "3 was fish, in between"
+
+
+def test_quotas_change_without_a_new_generation() -> None:
+    first = make()
+    quotas = "gateway: 10.77.0.1, quotas: {flows: 10, new_flows_per_s: 5}"
+    second = make(TEXT.replace("gateway: 10.77.0.1", quotas), last=first.state)
+    assert second.state.onramps == first.state.onramps
+    held = abi.Onramp.unpack(second.resources.tables["onramps"][b"\1\0\0\0"])
+    assert (held.max_flows, held.new_per_s) == (10, 5)
+
+
+def test_lists_keep_their_numbers_when_on_ramps_come_and_go() -> None:
+    first = make()
+    aal = FISH.replace("fish0", "a0").replace("fish", "aal").replace("10.77.0", "10.1.0")
+    more = make(TEXT.replace(FISH, aal + FISH), last=first.state)
+    before, after = (one.resources.tables["prefixes"] for one in (first, more))
+    assert len(set(after) - set(before)) == 2, "its list, and its network among the internal ones"
+    assert set(before) <= set(after)
+    fish = b"\1\0\0\0"
+    assert first.resources.tables["onramps"][fish] == more.resources.tables["onramps"][fish]
 
 
 def test_the_build_hash_is_of_objects_settings_and_sizes() -> None:

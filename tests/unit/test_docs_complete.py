@@ -11,12 +11,17 @@ from typing import Any
 import click
 import pytest
 
+from softunicast.agent.onramp_keeper import Given
+from softunicast.api import requests
 from softunicast.cli.flows import flow_json
 from softunicast.cli.main import VERBS, cli
+from softunicast.cli.onramp import onramp
 from softunicast.egress.explain import Action, Asked, Explanation, HeldBy, Step
 from softunicast.egress.flow_view import FlowView
+from softunicast.egress.onramp_view import OnrampView, TenantView
 from softunicast.egress.views import CounterView, CrowdView, DropView, SliceView
-from softunicast.kernel.abi import COUNTER_MEANINGS, DROP_MEANINGS, Counter, Drop, Flow
+from softunicast.kernel.abi import COUNTER_MEANINGS, DROP_MEANINGS, Counter, Drop, Flow, Tenant, Use
+from softunicast.model.fleet import Onramp
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -57,6 +62,24 @@ def test_every_verb_is_listed() -> None:
     assert set(rows("cli.md", "Verbs")) == set(VERBS)
 
 
+def test_every_option_of_onramp_is_in_cli_md() -> None:
+    text = (DOCS / "cli.md").read_text(encoding="utf-8")
+    for command in onramp.commands.values():
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                assert f"`{parameter.opts[0]}" in text or f" {parameter.opts[0]}" in text, parameter.opts[0]
+
+
+def test_every_key_of_the_agents_socket_is_in_api_md() -> None:
+    text = (DOCS / "api.md").read_text(encoding="utf-8")
+    shapes = (requests.Add, requests.Tun, requests.Hand, requests.Remove, requests.List)
+    for key in {key for shape in shapes for key in shape.model_fields}:
+        assert f"`{key}`" in text, key
+    given = Given(Onramp("a", "b", "c", ()), 1, 1, 1, 1)
+    for key in given.as_json():
+        assert f'"{key}"' in text, key
+
+
 @pytest.mark.parametrize("verb", ["slices", "flows", "counters", "drops", "explain", "escape"])
 def test_every_option_of_the_verbs_that_show_is_in_cli_md(verb: str) -> None:
     command = cli.get_command(click.Context(cli), verb)
@@ -76,7 +99,15 @@ def test_every_json_key_is_in_cli_md() -> None:
     asked = Asked(6, here, 1, here, 2)
     told = Explanation(asked, Action.DROP, Drop.TTL, "", HeldBy("lhr1", None, None, None), flow, (Step("a", "b"),))
     text = (DOCS / "cli.md").read_text(encoding="utf-8")
-    documents = [one_slice.as_json(), flow_json(flow, {}), CounterView("a", 1, "b").as_json(), drop.as_json()]
+    ramp = OnrampView("a", "b", 1, 1, True, "plan", None, None, None, None, Use())
+    documents = [
+        ramp.as_json(),
+        TenantView(None, Tenant()).as_json(),
+        one_slice.as_json(),
+        flow_json(flow, {}),
+        CounterView("a", 1, "b").as_json(),
+        drop.as_json(),
+    ]
     for key in keys([*documents, told.as_json()]):
         assert f'"{key}"' in text, key
 

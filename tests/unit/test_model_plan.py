@@ -72,9 +72,6 @@ def test_an_on_ramp_has_defaults() -> None:
         None,
         (),
     )
-    assert plan.node("lhr1").onramp_index("wg0") == 1
-    with pytest.raises(UsageError, match="it has: wg0"):
-        plan.node("lhr1").onramp_index("wg1")
 
 
 @pytest.mark.parametrize(
@@ -95,14 +92,14 @@ def test_mapping_and_filtering(keys: str, mapping: str, filtering: str) -> None:
 def test_an_on_ramp_in_full() -> None:
     onramp = (
         "{device: wg0, pool: gb, sources: [10.64.0.0/24, 'fd00:64::/64'], gateway: 10.64.0.1, gateway6: 'fd00:64::1',"
-        " tenant: acme, bypass: [192.0.2.0/24], slice: '198.51.100.10:2100-2110', mss: 1360}"
+        " tenant: acme, bypass: [192.0.2.0/24], slice: '198.51.100.10:2100-2110', mss: 1360,"
+        " quotas: {flows: 1000, new_flows_per_s: 50}}"
     )
     plan = small(node=", onramps: {vpn: " + onramp + "}")
     found = plan.node("lhr1").onramps["vpn"]
     assert (str(found.gateway4), str(found.gateway6)) == ("10.64.0.1", "fd00:64::1")
     assert (str(found.slice), found.tenant, found.mss) == ("198.51.100.10:2100-2110", "acme", 1360)
-    assert plan.tenant_index("acme") == 1
-    assert plan.tenant_index(None) == 0
+    assert (found.max_flows, found.new_per_s) == (1000, 50)
 
 
 def test_ipv6_is_a_whole_address_a_node() -> None:

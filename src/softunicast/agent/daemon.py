@@ -6,6 +6,7 @@
         |                   --- `interval_s` is over ---------------------> reconcile, sweep
         |                   --- SIGTERM, SIGINT --------------------------> leave; the data plane stays
         |                   --- its time has come ----------------------> ask the other nodes; announce this one
+        |                   --- a local program asks (softunicast.api) --> answer it
         +--- always: WATCHDOG=1
 
 A bad file while running is told and the last good one stays in force. A reconciliation that fails is told and
@@ -27,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from softunicast.agent.announcing import Announcer
 from softunicast.agent.attachment import Choice
@@ -35,11 +36,13 @@ from softunicast.agent.diff import Desired
 from softunicast.agent.findings import Finding
 from softunicast.agent.machine import Machine
 from softunicast.agent.notify import notify, watchdog_s
+from softunicast.agent.onramp_keeper import Keeper
 from softunicast.agent.operations import Operation
 from softunicast.agent.prober import Prober
 from softunicast.agent.reconcile import Inputs, Memory, carry_out, decide, locked
 from softunicast.agent.sweep import Sweeper
 from softunicast.errors import SoftunicastError
+from softunicast.model.plan import Plan
 
 RTMGRP_LINK: Final = 0x1
 RTMGRP_IPV4_IFADDR: Final = 0x10
@@ -59,6 +62,14 @@ class Options:
     tcx: bool = True
 
 
+class Service(Protocol):
+    """What answers local programs. What it registers with the selector is called as `data(fileobj)` when readable, and
+    says whether to reconcile soon."""
+
+    def open(self, keeper: Keeper, selector: selectors.BaseSelector) -> None: ...
+    def close(self) -> None: ...
+
+
 @dataclass(slots=True)
 class Agent:
     """One node's agent. `log` is a structlog logger; `clock` gives monotonic seconds."""
@@ -66,6 +77,7 @@ class Agent:
     options: Options
     log: Any
     clock: Callable[[], float] = time.monotonic
+    service: Service | None = None
     _inputs: Inputs | None = None
     _stamps: tuple[object, ...] = ()
     _findings: frozenset[Finding] = frozenset()
@@ -75,6 +87,7 @@ class Agent:
     _stop: bool = False
     _reload: bool = False
     _wanted: Desired | None = None
+    _keeper: Keeper | None = None
 
     def once(self) -> int:
         """Reconcile once; how many operations that took. SoftunicastError when it cannot."""
@@ -85,16 +98,31 @@ class Agent:
         """Reconcile, then watch until SIGTERM or SIGINT. SoftunicastError only from the first
         reconciliation."""
         with locked(self.options.node), self._machine() as machine, self._events() as selector:
-            self._reconcile(machine)
-            notify("READY=1", f"STATUS=epoch {self._epoch()}")
-            self.log.info("ready", node=self.options.node, epoch=self._epoch(), changed=self._changed)
-            prober = Prober(machine, self.log, selector, self.clock)
             try:
-                self._watch(machine, selector, prober, Announcer(machine, self.log, self.clock))
+                # First, so that who finds the node ready may ask; answered from the loop on.
+                self._serve(machine, selector)
+                self._reconcile(machine)
+                notify("READY=1", f"STATUS=epoch {self._epoch()}")
+                self.log.info("ready", node=self.options.node, epoch=self._epoch(), changed=self._changed)
+                prober = Prober(machine, self.log, selector, self.clock)
+                try:
+                    self._watch(machine, selector, prober, Announcer(machine, self.log, self.clock))
+                finally:
+                    prober.close()
             finally:
-                prober.close()
+                if self.service is not None:
+                    self.service.close()
             notify("STOPPING=1")
             self.log.info("leaving; the data plane stays", node=self.options.node)
+
+    def _serve(self, machine: Machine, selector: selectors.BaseSelector) -> None:
+        def plan() -> Plan:
+            assert self._inputs is not None
+            return self._inputs.plan
+
+        self._keeper = Keeper(machine, plan, lambda: self._reconcile(machine), self.log)
+        if self.service is not None:
+            self.service.open(self._keeper, selector)
 
     def _machine(self) -> Machine:
         return Machine(self.options.node, tcx=self.options.tcx)
@@ -124,6 +152,8 @@ class Agent:
             # Once more, without what the kernel refused.
             return self._changed + self._reconcile(machine)
         self._wanted = decision.desired
+        if self._keeper is not None:
+            self._keeper.end(decision.ended)
         return self._changed
 
     def _done(self, operation: Operation) -> None:

@@ -39,6 +39,7 @@ from softunicast.agent.resources import Attachment, Build, Hook, Notrack, Resour
 from softunicast.agent.slice_indices import keep_slice_indices, slice_text
 from softunicast.agent.state import NodeState, OnrampState, SliceState
 from softunicast.egress import tables as egress_tables
+from softunicast.egress.numbers import Numbers, numbers
 from softunicast.kernel import abi
 from softunicast.kernel.entries import XdpFeature
 from softunicast.kernel.routing import Route, Rule
@@ -101,22 +102,31 @@ def fingerprint(onramp: Onramp, ifindex: int) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def onramps(node: Node, facts: Facts, last: NodeState | None) -> dict[str, OnrampState]:
+def onramps(node: Node, facts: Facts, last: NodeState | None, given: Numbers) -> dict[str, OnrampState]:
     """On-ramps with ids, ifindexes and generations that go on from the last ones."""
     result = {}
-    for position, name in enumerate(sorted(node.onramps)):
-        onramp = node.onramps[name]
+    for name in sorted(node.onramps):
+        onramp, id_ = node.onramps[name], given.onramps[name]
         device = facts.devices.get(onramp.device)
         ifindex = device.ifindex if device else 0
         mark = fingerprint(onramp, ifindex)
         before = last.onramps.get(name) if last else None
-        # An id may change hands when on-ramps are added: its claims must not, hence the highest generation of
-        # all.
-        highest = max((known.generation for known in last.onramps.values()), default=0) if last else 0
-        same = before is not None and before.fingerprint == mark and before.id == position + 1
-        generation = before.generation if before is not None and same else highest + 1
-        result[name] = OnrampState(position + 1, onramp.device, ifindex, generation, mark)
+        same = before is not None and before.fingerprint == mark and before.id == id_
+        # An id may change hands when on-ramps come and go: its claims must not, hence one that none ever had.
+        generation = before.generation if before is not None and same else given.generation + 1
+        result[name] = OnrampState(id_, onramp.device, ifindex, generation, mark)
     return result
+
+
+def numbers_of(node: Node, last: NodeState | None) -> Numbers:
+    """Numbers that go on from the last ones, also from those of a file that knew ids and generations only."""
+    if last is None:
+        return numbers(node)
+    known = last.numbers
+    if not known.onramps:
+        known = replace(known, onramps={name: ramp.id for name, ramp in last.onramps.items()})
+    highest = max((ramp.generation for ramp in last.onramps.values()), default=0)
+    return numbers(node, replace(known, generation=max(known.generation, highest)))
 
 
 def desired(
@@ -138,15 +148,16 @@ def desired(
     memory = Memory() if memory is None else memory
     node = node_here(plan, node_name, facts)
     chosen = choices(node, facts, refused)
-    ramps = onramps(node, facts, last)
+    given = numbers_of(node, last)
+    ramps = onramps(node, facts, last, given)
     ifindexes = {name: device.ifindex for name, device in facts.devices.items()}
     generations = {name: ramp.generation for name, ramp in ramps.items()}
     at = places(plan, node_name, last.places if last else NOWHERE)
     uplinks = uplink_table(node, facts, chosen)
     held = last.slices if last else ()
-    key = (plan, bindings, tuple(facts.devices.values()), tuple(ramps.items()), held, at, tuple(uplinks.items()))
+    key = (plan, bindings, tuple(facts.devices.values()), tuple(ramps.items()), held, at, tuple(uplinks.items()), given)
     if memory.key != key:
-        memory.tables = build_tables(plan, bindings, node, facts, generations, last, at, uplinks)
+        memory.tables = build_tables(plan, bindings, node, facts, generations, last, at, uplinks, given)
         memory.wanted = {name: without_zeros(name, table) for name, table in memory.tables.items()}
         memory.array_used = array_used(memory.tables)
         memory.key = key
@@ -174,6 +185,7 @@ def desired(
         bindings_epoch=bindings.epoch,
         pools={name: plan.pool_index(name) for name in plan.pools},
         places=at,
+        numbers=replace(given, generation=max([given.generation, *generations.values()])),
         slices=tuple(_slices(tables.get("slices", {}), plan)),
         onramps=ramps,
         uplinks={name: ifindexes[name] for name in node.uplinks if name in ifindexes},
@@ -204,6 +216,7 @@ def build_tables(
     last: NodeState | None,
     at: Places,
     uplinks: Mapping[bytes, bytes],
+    given: Numbers,
 ) -> dict[str, dict[bytes, bytes]]:
     """The contents of all maps that the agent fills, slices at the indices they had before."""
     ifindexes = {name: device.ifindex for name, device in facts.devices.items()}
@@ -215,6 +228,7 @@ def build_tables(
             ifindexes,
             generations,
             bare_ip=[name for name, device in facts.devices.items() if not device.ethernet],
+            given=given,
         ),
         **steering_tables.build_tables(plan, bindings, node.name, at),
         "uplinks": dict(uplinks),

@@ -9,6 +9,7 @@ been open), so a node that is half done refuses rather than leaks; running again
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
@@ -18,13 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from softunicast.agent import desired, observed
+from softunicast.agent import desired, observed, onramp_file, onramps
 from softunicast.agent.attachment import Choice, choices
 from softunicast.agent.attachment import findings as attachment_findings
 from softunicast.agent.diff import Desired, Observed, diff
 from softunicast.agent.findings import Finding, find
 from softunicast.agent.machine import Machine, objects_digest
-from softunicast.agent.operations import Attach, Operation
+from softunicast.agent.operations import Attach, Operation, SetSysctl, UpdateLink
 from softunicast.agent.resources import Hook
 from softunicast.agent.state import load
 from softunicast.errors import KernelError, SoftunicastError, UsageError
@@ -70,13 +71,14 @@ def _text(path: Path, option: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What is wanted, what is there, what to do, and what else was found."""
+    """What is wanted, what is there, what to do, and what else was found. `ended`: leased on-ramps that are over."""
 
     desired: Desired
     observed: Observed
     operations: tuple[Operation, ...]
     findings: tuple[Finding, ...]
     choices: Mapping[str, Choice]
+    ended: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -91,6 +93,7 @@ class Memory:
     read: object = None
     read_at_s: float = 0.0
     refused: dict[tuple[int, Hook], str] = field(default_factory=dict)
+    merger: onramps.Merger = field(default_factory=onramps.Merger)
 
     def must_read(self, wanted: object, now_s: float) -> bool:
         return self.read is not wanted or now_s - self.read_at_s >= MAPS_EVERY_S
@@ -105,8 +108,10 @@ def decide(machine: Machine, inputs: Inputs, memory: Memory | None = None) -> De
         _same_epoch_same_bindings(machine, inputs, last.bindings_epoch)
     facts = observed.facts(machine)
     _alone(machine.node, facts.netns_cookie)
+    here = desired.node_here(inputs.plan, machine.node, facts)
+    merged = memory.merger.merge(inputs.plan, here, onramp_file.load(machine.run), facts.devices)
     want = desired.desired(
-        inputs.plan,
+        merged.plan,
         inputs.bindings,
         machine.node,
         facts,
@@ -120,16 +125,16 @@ def decide(machine: Machine, inputs: Inputs, memory: Memory | None = None) -> De
     now_s = time.monotonic()
     read = memory.must_read(want.resources.tables, now_s)
     have = observed.observe(machine, want, facts, maps=read)
-    findings = find(desired.subject(inputs.plan, inputs.bindings, machine.node, facts), facts)
-    chosen = choices(desired.node_here(inputs.plan, machine.node, facts), facts, memory.refused)
+    findings = find(desired.subject(merged.plan, inputs.bindings, machine.node, facts), facts)
+    chosen = choices(desired.node_here(merged.plan, machine.node, facts), facts, memory.refused)
     ours = {link.device for link in want.resources.links.values() if link.device}
-    findings = sorted({*findings, *attachment_findings(chosen, ours, facts)})
+    findings = sorted({*findings, *attachment_findings(chosen, ours, facts), *merged.findings})
     operations = tuple(diff(want, have))
     if operations:
         memory.read = None
     elif read:
         memory.read, memory.read_at_s = want.resources.tables, now_s
-    return Decision(want, have, operations, tuple(findings), chosen)
+    return Decision(want, have, operations, tuple(findings), chosen, merged.ended)
 
 
 def _same_epoch_same_bindings(machine: Machine, inputs: Inputs, running_epoch: int) -> None:
@@ -165,6 +170,7 @@ def carry_out(
     """Apply in order; `done` is called after each. KernelError names the operation that failed and what is left.
 
     A device that cannot do XDP after all is no failure, because tc steers there: the kernel's words go to `refused`.
+    Nor is one that has just gone.
     """
     for position, operation in enumerate(operations):
         try:
@@ -176,15 +182,34 @@ def carry_out(
                     continue
             else:
                 operation.apply(machine)
+        except KernelError as error:
+            if not _went_away(operation, error.errno):
+                raise _failed(operations, position, error) from error
+            # It went away since it was looked at; that is seen, and looked at anew, at once.
+            continue
         except (SoftunicastError, OSError) as error:
-            left = len(operations) - position
-            raise KernelError(
-                f"{operation}: {error}; {position} of {len(operations)} operations are done, {left} left: "
-                "mend this and run the agent again",
-                errno=getattr(error, "errno", 0) or 0,
-                log=getattr(error, "log", ""),
-            ) from error
+            raise _failed(operations, position, error) from error
         done(operation)
+
+
+def _went_away(operation: Operation, number: int) -> bool:
+    """Whether it failed because its device has just gone: one on which nobody relies but its own clients."""
+    match operation:
+        case Attach(link=link) | UpdateLink(link=link):
+            return number == errno.ENODEV and link.program in ("su_onramp_in", "su_guard_other")
+        case SetSysctl(path=path):
+            return number == errno.ENOENT and "/conf/" in path and "/conf/lo/" not in path
+    return False
+
+
+def _failed(operations: tuple[Operation, ...], position: int, error: Exception) -> KernelError:
+    left = len(operations) - position
+    return KernelError(
+        f"{operations[position]}: {error}; {position} of {len(operations)} operations are done, {left} left: "
+        "mend this and run the agent again",
+        errno=getattr(error, "errno", 0) or 0,
+        log=getattr(error, "log", ""),
+    )
 
 
 @contextmanager

@@ -18,6 +18,7 @@ Readers: the agent; `softunicast slices|flows|counters|drops|explain|run` for na
 | `bindings_epoch` | of bindings.yaml; the agent refuses an older one |
 | `ready` | the last reconciliation went through |
 | `pools`, `slices`, `onramps`, `uplinks` | names <-> indices used in the maps |
+| `numbers` | of on-ramps, tenants and lists of prefixes, those that left too: egress.numbers |
 | `places` | where nodes, sites, owners and lists of sites are in the maps: steering.places |
 | `map_sizes` | max_entries of the maps that were not left at their default |
 | `array_used` | how many elements of an array map were filled; beyond them it is zeros |
@@ -36,6 +37,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
+from softunicast.egress.numbers import FRESH, Numbers
 from softunicast.errors import KernelError
 from softunicast.steering.places import NOWHERE, Block, Places, SiteList
 
@@ -82,6 +84,7 @@ class NodeState:
     ready: bool = False
     pools: Mapping[str, int] = field(default_factory=dict)
     places: Places = NOWHERE
+    numbers: Numbers = FRESH
     slices: tuple[SliceState, ...] = ()
     onramps: Mapping[str, OnrampState] = field(default_factory=dict)
     uplinks: Mapping[str, int] = field(default_factory=dict)
@@ -104,6 +107,10 @@ class NodeState:
     def onramp_name(self, id_: int) -> str | None:
         """The name of the on-ramp with this id."""
         return next((name for name, onramp in self.onramps.items() if onramp.id == id_), None)
+
+    def tenant_name(self, number: int) -> str | None:
+        """The tenant with this number in claims and counters."""
+        return next((name for name, at in self.numbers.tenants.items() if at == number), None)
 
     def slice_at(self, index: int) -> SliceState | None:
         """The slice with this index in `slices`."""
@@ -132,6 +139,7 @@ def loads(text: str, path: Path) -> NodeState:
         values["onramps"] = {name: OnrampState(**item) for name, item in raw["onramps"].items()}
         values["addresses_added"] = tuple(raw["addresses_added"])
         values["places"] = _places(raw["places"])
+        values["numbers"] = Numbers(**raw.get("numbers", {}))
         return NodeState(**values)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise KernelError(f"{path}: not a node file ({error}); {remedy}") from error

@@ -6,6 +6,9 @@
   link detached by hand, for example), the claim would stay: the cookies of all living sockets are compared,
   and a claim that missed twice in a row in the same generation is turned into LINGER by `su_release`, which
   checks the word again.
+- A TCP connection of a client whose on-ramp is gone, or has another generation, would hold its port for hours: it is
+  turned into LINGER in the same way.
+- What the claims of an on-ramp came to (`uses`) is forgotten when the on-ramp, or that generation of it, is gone.
 - Folders of `softunicast run` that are empty twice in a row, their policies, and `control.policies`.
 
 Nothing here ever deletes a claim from userspace: the programs do, after winning its word.
@@ -13,6 +16,7 @@ Nothing here ever deletes a claim from userspace: the programs do, after winning
 
 from __future__ import annotations
 
+import socket
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -45,6 +49,7 @@ class Sweeper:
     def sweep(self) -> Swept:
         """One round. KernelError when the maps are not there."""
         seen, reaped = self._expired()
+        self._uses()
         return Swept(seen, reaped, self._orphans(), self._cgroups())
 
     def _expired(self) -> tuple[int, int]:
@@ -54,26 +59,51 @@ class Sweeper:
 
     def _orphans(self) -> int:
         # Claims first, sockets second: a claim is older than the list it is looked up in.
-        claims = {}
+        claims: dict[bytes, abi.Claim] = {}
+        strays: dict[bytes, abi.Claim] = {}
+        owners = self._owners()
         for key, value in self.machine.map("flows").items():
             claim = abi.Claim.unpack(value)
-            if claim.kind == abi.Kind.SOCKET and word_state(claim.word) in (abi.State.NEW, abi.State.OPEN):
+            if word_state(claim.word) not in (abi.State.NEW, abi.State.OPEN):
+                continue
+            if claim.kind == abi.Kind.SOCKET:
                 claims[key] = claim
-        if not claims:
-            self._missing.clear()
-            return 0
-        alive = sock_diag.cookies()
+            elif claim.kind == abi.Kind.PACKET and claim.owner not in owners:
+                strays[key] = claim
+        alive = sock_diag.cookies() if claims else frozenset()
         orphans = {key: claim for key, claim in claims.items() if claim.owner not in alive}
+        ending = {k: claim for k, claim in orphans.items() if self._missing.get(k) == word_generation(claim.word)}
+        # Their on-ramps may be new: they were there before their claims, so they are now.
+        owners = self._owners() if strays else owners
+        for key, claim in strays.items():
+            if claim.owner not in owners and abi.Flow.unpack(key).proto == socket.IPPROTO_TCP:
+                ending[key] = claim
         released = 0
-        with self.machine.program("su_release") as program:
-            for key, claim in orphans.items():
-                if self._missing.get(key) != word_generation(claim.word):
-                    continue
-                arguments = abi.ReleaseArgs(flow=abi.Flow.unpack(key), word=claim.word, owner=claim.owner, linger=1)
-                answer = abi.ReleaseArgs.unpack(program.test_run(ctx=arguments.pack()).ctx)
-                released += answer.result == 0
+        if ending:
+            with self.machine.program("su_release") as program:
+                for key, claim in ending.items():
+                    arguments = abi.ReleaseArgs(abi.Flow.unpack(key), claim.word, claim.owner, 1)
+                    answer = abi.ReleaseArgs.unpack(program.test_run(ctx=arguments.pack()).ctx)
+                    released += answer.result == 0
         self._missing = {key: word_generation(claim.word) for key, claim in orphans.items()}
         return released
+
+    def _owners(self) -> frozenset[int]:
+        """On-ramps that are there, as claims name them."""
+        found = set()
+        for key, value in self.machine.map("onramps").items():
+            onramp = abi.Onramp.unpack(value)
+            if onramp.flags:
+                found.add(int.from_bytes(key, sys.byteorder) << 32 | onramp.generation)
+        return frozenset(found)
+
+    def _uses(self) -> None:
+        # Uses first, on-ramps second: an owner is in `onramps` before its first flow.
+        uses = [key for key, _ in self.machine.map("uses").items()]
+        owners = self._owners() if uses else frozenset()
+        for key in uses:
+            if int.from_bytes(key, sys.byteorder) not in owners:
+                self.machine.map("uses").delete(key)
 
     def _cgroups(self) -> int:
         policies = self.machine.map("cgroups")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from softunicast.agent import notrack
+from softunicast.agent import notrack, onramp_file
 from softunicast.agent.announcing import include_path, tell_bird
 from softunicast.agent.machine import Machine
 from softunicast.agent.observed import read_sysctls
@@ -158,6 +158,20 @@ def _inside(machine: Machine, state: NodeState | None) -> Iterator[Step]:
                 partial(machine.set_sysctl, path, value),
             )
     yield from _filters(machine, Hook.EGRESS)
+    yield from _made(machine)
+
+
+def _made(machine: Machine) -> Iterator[Step]:
+    """Devices that the agent made for on-ramps. Those of programs go with the programs' descriptors."""
+    try:
+        added = onramp_file.load(machine.run)
+    except KernelError:
+        return
+    devices = machine.netlink.devices()
+    for one in added:
+        if one.made and one.device in devices:
+            remove = partial(machine.netlink.delete_device, devices[one.device].ifindex)
+            yield Step(f"remove device {one.device}", remove)
 
 
 def _filters(machine: Machine, hook: Hook) -> Iterator[Step]:

@@ -13,6 +13,7 @@ from softunicast.agent.logs import LogFormat, logger
 from softunicast.agent.machine import Machine
 from softunicast.agent.reconcile import Inputs, decide, locked
 from softunicast.agent.uninstall import uninstall as take_away
+from softunicast.api.server import Server, group_number
 from softunicast.errors import UsageError
 from softunicast.kernel import nodes, probe
 
@@ -34,6 +35,9 @@ _FILE = click.Path(path_type=Path)
     help="Seconds between two looks at the kernel when nothing happens.",
 )
 @click.option(
+    "--group", metavar="NAME", help="A group whose members, too, may ask this agent for on-ramps of their own."
+)
+@click.option(
     "--log-format",
     type=click.Choice(["auto", "human", "json"]),
     default="auto",
@@ -49,6 +53,7 @@ def agent(
     dry_run: bool,
     once: bool,
     interval: float,
+    group: str | None,
     log_format: LogFormat,
 ) -> None:
     """Reconcile this node's kernel with plan and bindings.
@@ -65,6 +70,7 @@ def agent(
     if plan is None or bindings is None or node is None:
         raise UsageError(f"agent: {', '.join(lacking)} missing; say --plan FILE --bindings FILE --node NAME")
     nodes.check_name(node)
+    number = None if group is None else group_number(group)
     inputs = Inputs.read(plan, bindings)
     features = probe.probe()
     probe.require(features)
@@ -85,7 +91,7 @@ def agent(
     for feature in features:
         if not feature.present:
             log.warning("kernel lacks", feature=feature.name, needed_for=feature.needed_for, remedy=feature.remedy)
-    daemon = Agent(Options(node, plan, bindings, interval, tcx), log)
+    daemon = Agent(Options(node, plan, bindings, interval, tcx), log, service=Server(node, log, number))
     if once:
         log.info("reconciled", node=node, changed=daemon.once())
     else:

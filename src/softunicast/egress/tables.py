@@ -4,9 +4,9 @@
     slices         index -> su_slice       this node's slices, sorted by address and port, from 0
     pools          index -> su_pool        by sorted pool name, from 0: where in pool_slices its slices are
     pool_slices    place -> slice index    for each pool its IPv4 slices, then its IPv6 ones
-    onramps        id -> su_onramp         by sorted name, from 1; all zero while the device is not there
+    onramps        id -> su_onramp         by name (egress.numbers); all zero while the device is not there
     onramp_devices ifindex -> id
-    prefixes       su_prefix -> 1          lists: NEVER, INTERNAL, then each distinct list of sources or bypass
+    prefixes       su_prefix -> 1          lists: NEVER, INTERNAL, and each distinct list of sources or bypass
 
 Keys and values are as bpf/include/abi.h has them; the maps themselves are in bpf/include/maps.h. IPv4 lives in
 IPv6's ::ffff:0:0/96 there, so an IPv6 prefix that is wider than that is written without it: ::/0 is all IPv6,
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
+from softunicast.egress.numbers import Numbers, list_text, numbers
 from softunicast.kernel import abi
 from softunicast.kernel.abi_util import addr_bytes, prefix_key
 from softunicast.model.address import IPNetwork, network_key
@@ -68,9 +69,10 @@ class TableNames:
         return next((number for number, found in self.lists.items() if number >= free and found == wanted), 0)
 
 
-def table_names(plan: Plan, bindings: Bindings, node_name: str) -> TableNames:
-    """Names and indices of one node's tables. UsageError: no such node."""
+def table_names(plan: Plan, bindings: Bindings, node_name: str, given: Numbers | None = None) -> TableNames:
+    """Names and indices of one node's tables; `given`: those that go on from earlier ones. UsageError: no such node."""
     node = plan.node(node_name)
+    given = numbers(node) if given is None else given
     held = sorted(
         (binding for binding in bindings.bindings if binding.node == node_name),
         key=lambda binding: binding.slice.sort_key,
@@ -78,16 +80,14 @@ def table_names(plan: Plan, bindings: Bindings, node_name: str) -> TableNames:
     lists = {int(abi.List.NEVER): _never(plan, node), int(abi.List.INTERNAL): _internal(plan, node)}
     for onramp in node.onramps.values():
         for networks in (onramp.sources, onramp.bypass):
-            wanted = tuple(sorted(networks, key=network_key))
-            if wanted and wanted not in list(lists.values())[2:]:
-                lists[int(abi.List.FIRST_FREE) + len(lists) - 2] = wanted
-    tenants = {ramp.tenant for one in plan.nodes.values() for ramp in one.onramps.values() if ramp.tenant}
+            if networks:
+                lists[given.lists[list_text(networks)]] = tuple(sorted(networks, key=network_key))
     return TableNames(
         pools=tuple(sorted(plan.pools)),
         slices=tuple(held),
-        onramps={name: node.onramp_index(name) for name in sorted(node.onramps)},
+        onramps=given.onramps,
         nodes=plan.node_indices(),
-        tenants={name: number for number, name in enumerate(sorted(tenants), start=1)},
+        tenants=given.tenants,
         lists=lists,
     )
 
@@ -100,14 +100,15 @@ def build_tables(
     generations: Mapping[str, int],
     *,
     bare_ip: Collection[str] = (),
+    given: Numbers | None = None,
 ) -> Tables:
     """All of the tables above, by map name. `bindings` must be the plan's (check_bindings).
 
     `ifindexes` by device name (those that exist); `generations` by on-ramp name; `bare_ip` names the devices
-    without Ethernet headers (TUN). UsageError: no such node.
+    without Ethernet headers (TUN); `given` as for table_names. UsageError: no such node.
     """
     node = plan.node(node_name)
-    names = table_names(plan, bindings, node_name)
+    names = table_names(plan, bindings, node_name, given)
     tables: Tables = {
         "slices": {_U32.pack(at): _slice(plan, binding) for at, binding in enumerate(names.slices)},
         "prefixes": dict(_prefixes(names.lists)),
@@ -128,6 +129,8 @@ def build_tables(
                 gateway4=addr_bytes(onramp.gateway4) if onramp.gateway4 else abi.NO_ADDRESS,
                 gateway6=addr_bytes(onramp.gateway6) if onramp.gateway6 else abi.NO_ADDRESS,
                 policy=_policy(plan, names, onramp),
+                max_flows=onramp.max_flows,
+                new_per_s=onramp.new_per_s,
                 mss=onramp.mss or 0,
             )
             tables["onramp_devices"][_U32.pack(ifindex)] = _U32.pack(id_)

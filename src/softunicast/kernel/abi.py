@@ -26,7 +26,7 @@ def _address(value: bytes) -> bytes:
     return value
 
 
-ABI_VERSION: Final = 2
+ABI_VERSION: Final = 3
 NONE: Final = 0xFFFFFFFF
 WORD_GEN_SHIFT: Final = 40
 WORD_STATE_SHIFT: Final = 32
@@ -149,6 +149,8 @@ class Drop(IntEnum):
     SITE_DOWN = 31
     FRAGMENT_EARLY = 32
     FILTERED = 38
+    QUOTA_FLOWS = 34
+    QUOTA_NEW = 35
 
 
 DROP_MAX: Final = 48
@@ -582,8 +584,8 @@ class Sock(Structure):
 class Onramp(Structure):
     """struct su_onramp."""
 
-    SIZE: ClassVar[int] = 80
-    _CODEC: ClassVar[struct.Struct] = struct.Struct("=IIII16s16s28sH2x")
+    SIZE: ClassVar[int] = 88
+    _CODEC: ClassVar[struct.Struct] = struct.Struct("=IIII16s16s28sIIH2x")
 
     flags: int = 0
     generation: int = 0
@@ -592,6 +594,8 @@ class Onramp(Structure):
     gateway4: bytes = NO_ADDRESS
     gateway6: bytes = NO_ADDRESS
     policy: Policy = NO_POLICY
+    max_flows: int = 0
+    new_per_s: int = 0
     mss: int = 0
 
     def __init__(
@@ -603,6 +607,8 @@ class Onramp(Structure):
         gateway4: bytes = NO_ADDRESS,
         gateway6: bytes = NO_ADDRESS,
         policy: Policy = NO_POLICY,
+        max_flows: int = 0,
+        new_per_s: int = 0,
         mss: int = 0,
     ) -> None:
         put(self, "flags", flags)
@@ -612,6 +618,8 @@ class Onramp(Structure):
         put(self, "gateway4", gateway4)
         put(self, "gateway6", gateway6)
         put(self, "policy", policy)
+        put(self, "max_flows", max_flows)
+        put(self, "new_per_s", new_per_s)
         put(self, "mss", mss)
 
     def pack(self) -> bytes:
@@ -623,13 +631,87 @@ class Onramp(Structure):
             _address(self.gateway4),
             _address(self.gateway6),
             self.policy.pack(),
+            self.max_flows,
+            self.new_per_s,
             self.mss,
         )
 
     @classmethod
     def unpack(cls, data: bytes | bytearray | memoryview) -> Onramp:
         v = cls._CODEC.unpack(data)
-        return cls(v[0], v[1], v[2], v[3], v[4], v[5], Policy.unpack(v[6]), v[7])
+        return cls(v[0], v[1], v[2], v[3], v[4], v[5], Policy.unpack(v[6]), v[7], v[8], v[9])
+
+
+@structure
+class Use(Structure):
+    """struct su_use."""
+
+    SIZE: ClassVar[int] = 40
+    _CODEC: ClassVar[struct.Struct] = struct.Struct("=qQQQQ")
+
+    flows: int = 0
+    next_ns: int = 0
+    begun: int = 0
+    refused_flows: int = 0
+    refused_new: int = 0
+
+    def __init__(
+        self, flows: int = 0, next_ns: int = 0, begun: int = 0, refused_flows: int = 0, refused_new: int = 0
+    ) -> None:
+        put(self, "flows", flows)
+        put(self, "next_ns", next_ns)
+        put(self, "begun", begun)
+        put(self, "refused_flows", refused_flows)
+        put(self, "refused_new", refused_new)
+
+    def pack(self) -> bytes:
+        return self._CODEC.pack(self.flows, self.next_ns, self.begun, self.refused_flows, self.refused_new)
+
+    @classmethod
+    def unpack(cls, data: bytes | bytearray | memoryview) -> Use:
+        v = cls._CODEC.unpack(data)
+        return cls(v[0], v[1], v[2], v[3], v[4])
+
+
+@structure
+class Tenant(Structure):
+    """struct su_tenant."""
+
+    SIZE: ClassVar[int] = 48
+    _CODEC: ClassVar[struct.Struct] = struct.Struct("=QQQQQQ")
+
+    flows: int = 0
+    refused: int = 0
+    out_packets: int = 0
+    out_bytes: int = 0
+    in_packets: int = 0
+    in_bytes: int = 0
+
+    def __init__(
+        self,
+        flows: int = 0,
+        refused: int = 0,
+        out_packets: int = 0,
+        out_bytes: int = 0,
+        in_packets: int = 0,
+        in_bytes: int = 0,
+    ) -> None:
+        put(self, "flows", flows)
+        put(self, "refused", refused)
+        put(self, "out_packets", out_packets)
+        put(self, "out_bytes", out_bytes)
+        put(self, "in_packets", in_packets)
+        put(self, "in_bytes", in_bytes)
+
+    def pack(self) -> bytes:
+        return self._CODEC.pack(
+            self.flows, self.refused, self.out_packets, self.out_bytes, self.in_packets, self.in_bytes
+        )
+
+    @classmethod
+    def unpack(cls, data: bytes | bytearray | memoryview) -> Tenant:
+        v = cls._CODEC.unpack(data)
+        return cls(v[0], v[1], v[2], v[3], v[4], v[5])
 
 
 @structure
@@ -1293,6 +1375,8 @@ DROP_MEANINGS: Final[Mapping[Drop, str]] = {
     Drop.SITE_DOWN: "for another site, none of whose nodes answers",
     Drop.FRAGMENT_EARLY: "a later fragment, and its first one, which has the ports, has not been here",
     Drop.FILTERED: "inbound to a client's mapping, from a remote that it did not send to",
+    Drop.QUOTA_FLOWS: "from a client whose on-ramp holds as many flows as it may",
+    Drop.QUOTA_NEW: "from a client whose on-ramp began as many flows this second as it may",
 }
 
 

@@ -155,6 +155,20 @@ class Netlink:
         with _naming("bring lo up"):
             self._ipr.link("set", index=1, state="up")
 
+    def set_up(self, ifindex: int, *addresses: str) -> None:
+        """Bring a device up, with these addresses (without prefix length: to whom they lead is nobody's business but
+        the programs'), after which IPv6 has asked nobody whether they are free."""
+        with _naming(f"bring device {ifindex} up"):
+            for address in addresses:
+                extra = {"flags": _IFA_F_NODAD} if ":" in address else {}
+                self._ipr.addr("add", index=ifindex, address=address, prefixlen=128 if extra else 32, **extra)
+            self._ipr.link("set", index=ifindex, state="up")
+
+    def delete_device(self, ifindex: int) -> None:
+        """Remove a device. One that is gone is no error."""
+        with _naming(f"remove device {ifindex}", errno.ENODEV):
+            self._ipr.link("del", index=ifindex)
+
     def add_address(self, address: str) -> None:
         host, _, length = address.partition("/")
         extra: dict[str, Any] = {"scope": _SCOPE_HOST}

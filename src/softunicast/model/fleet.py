@@ -2,7 +2,7 @@
 """What a plan describes: prefixes, sites, nodes, on-ramps, pools, settings. model.plan reads and checks.
 
 Indices used in the kernel's maps follow from sorted names, so that every node computes the same ones:
-nodes 1.. over the fleet, sites 1.., pools 0.., on-ramps of a node 1.., tenants 1.. (0: none).
+nodes 1.. over the fleet, sites 1.., pools 0... Those of on-ramps and tenants are a node's own (egress.numbers).
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Onramp:
     """Where inner packets come in. `slice` limits its flows; `sources` are its clients' networks.
 
     `mapping` and `filtering` are of UDP. `mss`: the largest in a SYN of IPv4, 20 less for IPv6; None: as it is.
+    `max_flows` it may hold and `new_per_s` it may begin a second; 0: no limit.
     """
 
     name: str
@@ -65,6 +66,8 @@ class Onramp:
     mapping: MappingBehaviour = MappingBehaviour.ADDRESS_AND_PORT_DEPENDENT
     filtering: Filtering = Filtering.ADDRESS_AND_PORT_DEPENDENT
     mss: int | None = None
+    max_flows: int = 0
+    new_per_s: int = 0
 
 
 AUTO: Final = "auto"
@@ -130,13 +133,6 @@ class Node:
     def attach_of(self, device: str) -> str:
         """Where steering begins on an uplink, as the plan says."""
         return self.attach.get(device, self.attach.get("", AUTO))
-
-    def onramp_index(self, name: str) -> int:
-        """Id in the map `onramps`, from 1. UsageError: no such on-ramp."""
-        names = sorted(self.onramps)
-        if name not in names:
-            raise UsageError(f"node {self.name} has no on-ramp {name}; it has: {', '.join(names) or 'none'}")
-        return names.index(name) + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,13 +255,6 @@ class Plan:
     def site_index(self, name: str) -> int:
         """Number of a site in the map `addresses`, from 1."""
         return sorted(self.sites).index(name) + 1
-
-    def tenant_index(self, name: str | None) -> int:
-        """Number of a tenant, from 1; None: 0."""
-        if name is None:
-            return 0
-        tenants = {ramp.tenant for node in self.nodes.values() for ramp in node.onramps.values() if ramp.tenant}
-        return sorted(tenants).index(name) + 1
 
     def address_shifts(self, site: str | None = None) -> dict[IPAddress, int]:
         """Every address of the fleet, or of one site, -> shift, pools in sorted order.

@@ -8,9 +8,9 @@ pools), settings. What is checked is listed in docs/plan.md under "What is refus
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network
-from typing import Final, TypeVar
+from typing import Final
 
 from softunicast.model.address import (
     IPAddress,
@@ -23,6 +23,7 @@ from softunicast.model.address import (
 )
 from softunicast.model.document import Document, Path
 from softunicast.model.fleet import ATTACH, BirdSpeaker, Node, Plan, Pool, Prefix, Probes, Settings, Site, Timers
+from softunicast.model.reader import NAME, Reader
 from softunicast.model.reading_onramps import read_onramps
 from softunicast.model.reading_pools import PoolReader
 from softunicast.model.shape import BirdShape, NodeShape, PlanShape, SettingsShape
@@ -35,9 +36,7 @@ MAX_UNDERLAYS: Final = 4096
 MAX_POOLS: Final = 1024
 MAX_UPLINKS: Final = 8
 
-NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _FILE: Final = re.compile(r"/[^\s\"\\\x00-\x1f]{1,254}")
-_DEVICE: Final = re.compile(r"[^\s/:]{1,15}")
 _SPECIAL: Final[tuple[tuple[IPNetwork, str], ...]] = (
     (IPv4Network("0.0.0.0/8"), "this network"),
     (IPv4Network("127.0.0.0/8"), "loopback"),
@@ -50,36 +49,13 @@ _SPECIAL: Final[tuple[tuple[IPNetwork, str], ...]] = (
     (IPv6Network("ff00::/8"), "multicast"),
 )
 
-_T = TypeVar("_T")
 
-
-class PlanReader:
+class PlanReader(Reader):
     """Reads one document. Use once: `PlanReader(document, shape).read()`."""
 
     def __init__(self, document: Document, shape: PlanShape) -> None:
-        self.document = document
+        super().__init__(document)
         self.shape = shape
-        self.prefixes: tuple[Prefix, ...] = ()
-        self.nodes: dict[str, Node] = {}
-
-    def parsed(self, path: Path, parse: Callable[[str], _T], text: str) -> _T:
-        """`parse(text)`; its ValueError becomes a PlanError at `path`."""
-        try:
-            return parse(text)
-        except ValueError as error:
-            self.document.fail(path, str(error))
-
-    def networks(self, path: Path, texts: Sequence[str]) -> tuple[IPNetwork, ...]:
-        """A list of prefixes, sorted, each once."""
-        found = {self.parsed((*path, index), parse_network, text) for index, text in enumerate(texts)}
-        return tuple(sorted(found, key=network_key))
-
-    def unknown(self, path: Path, kind: str, name: str, known: Sequence[str], *, key: bool = False) -> None:
-        """Fail unless `name` is one of `known`."""
-        if name not in known:
-            self.document.fail(
-                path, f"no {kind} {name[:63]!r}", f"there are: {', '.join(sorted(known)) or 'none'}", key=key
-            )
 
     def read(self) -> Plan:
         self._names()
@@ -278,14 +254,6 @@ class PlanReader:
                 self.unknown(at, "uplink", device, shape.uplinks, key=True)
             elif device:
                 self.device(at, device)
-
-    def device(self, path: Path, name: str) -> str:
-        """A name that Linux takes for a device."""
-        if _DEVICE.fullmatch(name) is None or name in (".", ".."):
-            self.document.fail(
-                path, f"{name[:40]!r} is no device name", "use at most 15 characters, no space, `/` or `:`"
-            )
-        return name
 
     def _with_onramps(self, site: Site, pools: dict[str, Pool]) -> Site:
         return Site(site.name, {name: read_onramps(self, node, pools) for name, node in site.nodes.items()})

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""On-ramps of a plan's nodes: device, pool, the clients' networks."""
+"""On-ramps of a plan's nodes, and those that a running agent is asked for: device, pool, the clients' networks."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, TypeVar
 
+from softunicast.errors import PlanError
 from softunicast.model.address import IPAddress, IPNetwork, contains, overlaps, parse_address
-from softunicast.model.document import Path
-from softunicast.model.fleet import WILDCARD_PORTS, Filtering, MappingBehaviour, Node, Onramp, Pool
-from softunicast.model.shape import OnrampShape
+from softunicast.model.document import Document, Path, Value
+from softunicast.model.fleet import WILDCARD_PORTS, Filtering, MappingBehaviour, Node, Onramp, Plan, Pool
+from softunicast.model.reader import NAME, Reader
+from softunicast.model.shape import OnrampShape, check_onramp_shape
 from softunicast.model.slice import Slice, parts_of
 
 if TYPE_CHECKING:
@@ -26,28 +29,74 @@ WIDEST = {4: 8, 6: 16}
 def read_onramps(reader: PlanReader, node: Node, pools: dict[str, Pool]) -> Node:
     """The node with its on-ramps."""
     path: Path = ("sites", node.site, "nodes", node.name, "onramps")
+    fraction = reader.shape.settings.udp_wildcard_fraction
     onramps: dict[str, Onramp] = {}
-    devices: dict[str, str] = {}
     for name, shape in reader.shape.sites[node.site].nodes[node.name].onramps.items():
-        at = (*path, name)
-        onramp = _Reader(reader, node, at, shape, pools).read(name)
-        if onramp.device in node.uplinks:
-            reader.document.fail((*at, "device"), f"{onramp.device} is an uplink", "an on-ramp has a device of its own")
-        if onramp.device in devices:
-            reader.document.fail(
-                (*at, "device"),
-                f"{onramp.device} is on-ramp {devices[onramp.device]}'s",
-                "one device, one on-ramp",
-            )
-        devices[onramp.device] = name
-        onramps[name] = onramp
+        onramps[name] = _read(reader, node, (*path, name), name, shape, Given(pools, fraction), onramps)
     return dataclasses.replace(node, onramps=dict(sorted(onramps.items())))
 
 
+def read_added(plan: Plan, node: Node, name: str, keys: Mapping[str, Value]) -> Onramp:
+    """An on-ramp that the plan does not have, of the keys that it would have there. `node` has all the others.
+
+    PlanError says what is wrong, without file and line.
+    """
+    path: Path = ("onramps", name)
+    document = Document("", {"onramps": {name: dict(keys)}})
+    try:
+        if NAME.fullmatch(name) is None:
+            document.fail(("onramps",), f"{name[:70]!r} is no name", "use up to 63 letters, digits, `-`, `_` and `.`")
+        if name in node.onramps:
+            problem = f"node {node.name} has an on-ramp of this name"
+            document.fail(path, problem, "choose another, or remove that one first")
+        shape = check_onramp_shape(document, path, keys)
+        reader = Reader(document, plan.prefixes, plan.nodes)
+        given = Given(plan.pools, plan.settings.udp_wildcard_fraction)
+        return _read(reader, node, path, name, shape, given, node.onramps)
+    except PlanError as error:
+        raise PlanError("", 0, error.message, error.remedy) from error
+
+
+def with_onramps(plan: Plan, node: Node, added: Iterable[Onramp]) -> Plan:
+    """The plan as if it had these on-ramps at that node, too."""
+    onramps = dict(sorted({**node.onramps, **{onramp.name: onramp for onramp in added}}.items()))
+    site = plan.sites[node.site]
+    nodes = {**site.nodes, node.name: dataclasses.replace(node, onramps=onramps)}
+    return dataclasses.replace(plan, sites={**plan.sites, site.name: dataclasses.replace(site, nodes=nodes)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What an on-ramp's keys are read against: the pools, and the part of a slice's UDP ports for wildcards."""
+
+    pools: Mapping[str, Pool]
+    wildcard_fraction: float
+
+
+def _read(
+    reader: Reader,
+    node: Node,
+    path: Path,
+    name: str,
+    shape: OnrampShape,
+    given: Given,
+    others: Mapping[str, Onramp],
+) -> Onramp:
+    onramp = _Reader(reader, node, path, shape, given).read(name)
+    if onramp.device in node.uplinks:
+        reader.document.fail((*path, "device"), f"{onramp.device} is an uplink", "an on-ramp has a device of its own")
+    for other in others.values():
+        if other.device == onramp.device:
+            reader.document.fail(
+                (*path, "device"), f"{onramp.device} is on-ramp {other.name}'s", "one device, one on-ramp"
+            )
+    return onramp
+
+
 class _Reader:
-    def __init__(self, reader: PlanReader, node: Node, path: Path, shape: OnrampShape, pools: dict[str, Pool]) -> None:
+    def __init__(self, reader: Reader, node: Node, path: Path, shape: OnrampShape, given: Given) -> None:
         self._reader, self._document = reader, reader.document
-        self._node, self._path, self._shape, self._pools = node, path, shape, pools
+        self._node, self._path, self._shape, self._given = node, path, shape, given
 
     def read(self, name: str) -> Onramp:
         shape = self._shape
@@ -74,6 +123,8 @@ class _Reader:
             mapping,
             filtering,
             shape.mss,
+            shape.quotas.flows or 0,
+            shape.quotas.new_flows_per_s or 0,
         )
 
     def _udp(self, pool: Pool) -> tuple[MappingBehaviour, Filtering]:
@@ -88,8 +139,7 @@ class _Reader:
                     "add `mapping: endpoint-independent`, or remove it",
                 )
             return MappingBehaviour.ADDRESS_AND_PORT_DEPENDENT, Filtering.ADDRESS_AND_PORT_DEPENDENT
-        fraction = self._reader.shape.settings.udp_wildcard_fraction
-        if not any(int(size * fraction) for size in self._sizes(pool) if size >= WILDCARD_PORTS):
+        if not any(int(size * self._given.wildcard_fraction) for size in self._sizes(pool) if size >= WILDCARD_PORTS):
             self._document.fail(
                 (*self._path, "mapping"),
                 f"no slice of pool {pool.name} has UDP ports for it",
@@ -115,7 +165,7 @@ class _Reader:
         return sizes + [static.slice.last - static.slice.first + 1 for static in pool.slices]
 
     def _pool(self) -> Pool:
-        mine = [pool for pool in self._pools.values() if self._node.name in pool.nodes]
+        mine = [pool for pool in self._given.pools.values() if self._node.name in pool.nodes]
         if self._shape.pool is None:
             if len(mine) == 1:
                 return mine[0]
@@ -124,8 +174,8 @@ class _Reader:
                 self._path, f"names no pool, and {self._node.name} has these: {names}", "add `pool: NAME`"
             )
         path = (*self._path, "pool")
-        self._reader.unknown(path, "pool", self._shape.pool, list(self._pools))
-        pool = self._pools[self._shape.pool]
+        self._reader.unknown(path, "pool", self._shape.pool, list(self._given.pools))
+        pool = self._given.pools[self._shape.pool]
         if pool not in mine:
             self._document.fail(
                 path, f"{self._node.name} is not among the nodes of pool {pool.name}", "name a pool it is in"

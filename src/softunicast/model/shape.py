@@ -9,13 +9,14 @@ then by line.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Annotated, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from softunicast.errors import PlanError
-from softunicast.model.document import Document, Path, path_text
+from softunicast.model.document import Document, Path, Value, path_text
 from softunicast.model.fleet import BirdSpeaker, Probes, Settings, Timers
 
 
@@ -54,6 +55,11 @@ class PrefixShape(Shape):
     announce: Texts | None = None
 
 
+class QuotasShape(Shape):
+    flows: Annotated[int, Field(ge=1, le=16777216)] | None = None
+    new_flows_per_s: Annotated[int, Field(ge=1, le=1000000)] | None = None
+
+
 class OnrampShape(Shape):
     device: str | None = None
     pool: str | None = None
@@ -67,6 +73,7 @@ class OnrampShape(Shape):
     mapping: str | None = None
     filtering: str | None = None
     mss: Annotated[int, Field(ge=256, le=65495)] | None = None
+    quotas: QuotasShape = QuotasShape()
 
 
 class DrainShape(Shape):
@@ -177,8 +184,24 @@ def check_shape(document: Document) -> PlanShape:
         return PlanShape.model_validate(document.data)
     except ValidationError as error:
         found = error.errors(include_url=False)
+    raise _first(document, found)
+
+
+def check_onramp_shape(document: Document, path: Path, keys: Mapping[str, Value]) -> OnrampShape:
+    """One on-ramp's keys, which stand at `path`, as an OnrampShape, or PlanError."""
+    try:
+        return OnrampShape.model_validate(dict(keys))
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+    for item in found:
+        item["loc"] = (*path, *item["loc"])
+    raise _first(document, found)
+
+
+def _first(document: Document, found: list[ErrorDetails]) -> PlanError:
+    """Unknown keys before all others, then by line."""
     found.sort(key=lambda item: (item["type"] != "extra_forbidden", document.line(_path(item)), _path_key(item)))
-    raise _plan_error(document, found[0])
+    return _plan_error(document, found[0])
 
 
 def _path(item: ErrorDetails) -> Path:
@@ -204,6 +227,12 @@ def shape_at(path: Path) -> type[Shape]:
             return DrainShape
         case ("sites", _, "nodes", _, "onramps", _):
             return OnrampShape
+        case ("sites", _, "nodes", _, "onramps", _, "quotas"):
+            return QuotasShape
+        case ("onramps", _):
+            return OnrampShape
+        case ("onramps", _, "quotas"):
+            return QuotasShape
         case ("pools", _):
             return PoolShape
         case ("pools", _, "slices", _):
