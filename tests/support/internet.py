@@ -70,7 +70,7 @@ class Internet:
         self.inet.run(["ip", "netns", "add", far], check=True)
         self.inet.run(["sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"], check=True)
         full_mss = ["net.ipv4.route.min_adv_mss=1460", "net.ipv6.route.min_adv_mss=1440"]
-        # far tells every traceroute that it is the end: left alone it would tell an address six times, then once a second.
+        # It tells every traceroute that it is the end: left alone, an address six times and then once a second.
         told = ["net.ipv4.icmp_ratelimit=0", "net.ipv6.icmp.ratelimit=0"]
         self.far.run(["sysctl", "-qw", "net.ipv6.conf.all.accept_dad=0", *full_mss, *told], check=True)
         for host, device, first in ((self.inet, "far0", 0), (self.far, "inet0", 1)):
