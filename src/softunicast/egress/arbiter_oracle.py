@@ -23,6 +23,7 @@ claim's age is the difference of the seconds.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -154,6 +155,8 @@ class Oracle:
         self._timers = timers
         self._sock_reuse_s = sock_reuse_s
         self._full_ns = full_ns
+        self.full_slack_ns = 0
+        """How much later than `now_ns` the data plane may have read its clock."""
         self._table_size = table_size
         self._full_until: dict[tuple[int, tuple[int, bytes, int], bool], int] = {}
         self._homes: dict[tuple[int, tuple[int, ...]], frozenset[int]] = {}
@@ -264,7 +267,7 @@ class Oracle:
             every_port = self.slices[index].ports(ask.proto)
             if ask.low <= every_port.start and ask.high >= every_port.stop - 1:
                 destination = (ask.proto, ask.remote, ask.remote_port)
-                self._full_until[index, destination, ask.holder is Holder.SOCKET] = now_ns + self._full_ns
+                self._full_until[index, destination, ask.holder is Holder.SOCKET] = now_ns + self._full_ns + self.full_slack_ns
 
     def _judge_table_full(self, now_ns: int) -> None:
         alive = sum(not self.expired(key, now_ns) for key in self.claims)
@@ -349,6 +352,18 @@ class Oracle:
             held = self.claims.pop(key)
             for sockets in (False, True):
                 self._full_until.pop((held.slice, key.destination, sockets), None)
+
+    def copy(self) -> Oracle:
+        """Another with the same memory, apart from this one."""
+        other = copy(self)
+        other.slices, other.claims = dict(self.slices), dict(self.claims)
+        other._full_until, other._homes = dict(self._full_until), dict(self._homes)
+        return other
+
+    def age(self, seconds: int) -> None:
+        """All that is remembered happened so much earlier: a clock moved on, for who can only move the past."""
+        self.claims = {key: replace(held, seen_s=held.seen_s - seconds) for key, held in self.claims.items()}
+        self._full_until = {what: until_ns - seconds * NS for what, until_ns in self._full_until.items()}
 
     def compare(self, table: Mapping[Key, Held], now_ns: int) -> int:
         """Compares with what the table holds now. Claims that vanished must have expired; returns how many."""
