@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
@@ -55,11 +55,20 @@ class Path3:
     client: int
     macs: dict[str, str] = field(default_factory=dict)
 
-    def send(self, count: int, targets: int, ports: int, first: IPv4Address = TARGETS, source: int = 2) -> Sent:
+    def send(
+        self,
+        count: int,
+        targets: int,
+        ports: int,
+        first: IPv4Address = TARGETS,
+        source: int = 2,
+        *,
+        syn: bool = False,
+    ) -> Sent:
         ends = raw(self.macs["g0"]), raw(self.macs["n0"])
         with netns.enter(self.generator):
             client = IPv4Address("10.77.0.0") + source
-            return blast(self.bare, if_nametoindex("g0"), *ends, client, first, targets, ports, count)
+            return blast(self.bare, if_nametoindex("g0"), *ends, client, first, targets, ports, count, syn=syn)
 
 
 @contextmanager
@@ -78,7 +87,7 @@ def path(way: str, helpers: Helpers) -> Iterator[Path3]:
             run("ethtool -K n0 gro on")
             run("ip link set n0 up")
             run("ip link set u0 up")
-            sysctl("net/ipv4/ip_forward", int(way in ("routing", "nft")))
+            sysctl("net/ipv4/ip_forward", int(way in ("routing", "nft", "nft-drop")))
         with netns.enter(generator):
             macs["g0"] = mac("g0")
             run("ip link set g0 up")
@@ -120,7 +129,7 @@ def raw(text: str) -> bytes:
 
 
 @contextmanager
-def fresh(found: Path3) -> Iterator[BpfObject | None]:
+def fresh(found: Path3, sizes: Mapping[str, int] = plane.MAP_SIZES) -> Iterator[BpfObject | None]:
     """The way without any flow yet: fish loaded anew, conntrack flushed."""
     if found.way == "nft":
         with netns.enter(found.node):
@@ -129,8 +138,8 @@ def fresh(found: Path3) -> Iterator[BpfObject | None]:
         yield None
         return
     with netns.enter(found.node), ExitStack() as undo:
-        settings = plane.settings(UNDERLAY, netns.cookie())
-        loaded = BpfObject.load(object_path("egress"), settings=settings, map_sizes=plane.MAP_SIZES)
+        settings = plane.settings(UNDERLAY, netns.cookie(), sizes["slots"])
+        loaded = BpfObject.load(object_path("egress"), settings=settings, map_sizes=sizes)
         undo.callback(loaded.close)
         plane.fill(loaded.maps, UNDERLAY, found.uplink, "10.66.0.0/24")
         plane.add_onramp(loaded.maps, found.client, "10.77.0.1")

@@ -218,9 +218,9 @@ static __noinline int su_onramp_known(struct su_work *w, __u64 owner, __u64 now_
 	state = su_track(live, word, p, true);
 	if (!su_claim_refresh(live, word, state, now_s))
 		return -SU_DROP_CLAIM_ERROR;
-	/* In the others each packet of TCP may matter. */
-	if (state != SU_STATE_LINGER && o->owner == (__u32)owner)
-		*(volatile __u32 *)&o->checked_s = now_s;
+	/* Of a flow that ended each packet may matter: none is believed, not even in this second. */
+	if (o->owner == (__u32)owner)
+		*(volatile __u32 *)&o->checked_s = state == SU_STATE_LINGER ? 0 : now_s;
 	return 0;
 }
 

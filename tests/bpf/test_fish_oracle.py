@@ -13,7 +13,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from softunicast.egress.arbiter_oracle import Broken
 from tests.support.fish_traffic import Traffic
 from tests.support.fish_world import World, world
 

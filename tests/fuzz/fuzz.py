@@ -33,6 +33,7 @@ from softunicast.wire import gue, pcap
 from softunicast.wire.packet import Malformed, checksum_errors, parse
 from tests.bpf.steer_support import Generator
 from tests.bpf.steer_support import frame as plain_frame
+from tests.fuzz.damage import damaged
 
 HERE: Final = Path(__file__).parent
 CORPUS: Final = HERE / "corpus"
@@ -134,29 +135,6 @@ def check(loaded: BpfObject, frame: bytes) -> Seen:
         raise Different(f"the oracle has {model}, the kernel {kernel}")
     check_wire(frame, kernel)
     return kernel
-
-
-def damaged(frame: bytes, source: random.Random) -> bytes:
-    """A frame with zero to four things wrong with it, most of them in the headers."""
-    whole = bytearray(frame)
-    for _ in range(source.choice([0, 1, 1, 2, 4])):
-        at = source.randrange(12, min(len(whole), 160))
-        kind = source.randrange(6)
-        if kind == 0:
-            whole[at] = source.choice([0, 1, 4, 6, 17, 43, 44, 50, 51, 58, 60, 255])
-        elif kind == 1:
-            whole[at] ^= 1 << source.randrange(8)
-        elif kind == 2:
-            whole[at : at + 2] = source.choice([0, 1, 20, 40, 0x2000, 0x1FFF, 65535]).to_bytes(2, "big")
-        elif kind == 3:
-            del whole[source.randrange(ETHERNET, len(whole) + 1) :]
-        elif kind == 4:
-            whole[at:at] = source.randbytes(source.choice([1, 4, 8, 8, 16]))
-        else:
-            whole[at : at + 8] = whole[ETHERNET + 20 : ETHERNET + 28]
-        if len(whole) <= ETHERNET:
-            whole += bytes(ETHERNET + 1 - len(whole))
-    return bytes(whole)
 
 
 @contextmanager

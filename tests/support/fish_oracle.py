@@ -16,83 +16,23 @@ nanoseconds of the boot clock; `age` makes all that is remembered older, which i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
-from softunicast.egress.arbiter_oracle import NS, Answer, Ask, Broken, Given, Held, Holder, Key, Oracle, Phase
+from softunicast.egress.arbiter_oracle import Answer, Broken, Held, Holder, Key, Phase
 from softunicast.kernel.abi import NONE, Counter, Drop, Owner, Slice
-from softunicast.kernel.abi_util import addr_ip
+from softunicast.kernel.abi_util import MAPPED, addr_ip
 from softunicast.steering.oracle import ETHERNET, TCP, UDP, Packet, Tables, Verdict, carry, parse, steer
 from tests.support import fish_packets as packets
-from tests.support.fish_packets import ACK, FIN, RST, SYN
+from tests.support.fish_memory import NOBODY, NOT_FOUND, Did, InnerFlow, Inside, Memory, Network, Ramp
+from tests.support.fish_packets import ACK, RST, SYN
 
 OK, SHOT, REDIRECT, UNSPEC = 0, 2, 7, 0xFFFFFFFF
-NOBODY: Final = bytes(16)
-FIN_OUT, FIN_IN, SEEN_RST = 1, 2, 4
-NOT_FOUND: Final = {Drop.SLICE_FULL: Answer.SLICE_FULL, Drop.NO_SLICE: Answer.NO_SLICE, Drop.TABLE_FULL: Answer.TABLE_FULL}
 TOLD: Final = {
     Drop.TOO_BIG: ((3, 4), (2, 0)),
     Drop.PROTOCOL: ((3, 2), (1, 1)),
     Drop.HOPS: ((11, 0), (3, 0)),
 }
-Network = IPv4Network | IPv6Network
-
-
-@dataclass(frozen=True, slots=True)
-class Ramp:
-    """An on-ramp. `slices4`, `slices6`: indices of its pool's slices, or the one of a range policy."""
-
-    number: int
-    generation: int
-    gateway4: bytes
-    gateway6: bytes
-    slices4: tuple[int, ...]
-    slices6: tuple[int, ...]
-    sources: tuple[Network, ...]
-    bypass: tuple[Network, ...]
-    low: int = 0
-    high: int = 65535
-    tenant: int = 0
-
-    @property
-    def owner(self) -> int:
-        return self.number << 32 | self.generation
-
-
-@dataclass(frozen=True, slots=True)
-class Inside:
-    """What a claim says of its inner side."""
-
-    inner: bytes = NOBODY
-    inner_port: int = 0
-    tcp_seen: int = 0
-    tenant: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class InnerFlow:
-    """A key of `origin`."""
-
-    onramp: int
-    proto: int
-    inner: bytes
-    inner_port: int
-    remote: bytes
-    remote_port: int
-
-
-@dataclass(frozen=True)
-class Did:
-    """What a program did with a packet. `table` reads all claims."""
-
-    verdict: int
-    data: bytes
-    mark: int
-    drops: Mapping[Drop, int]
-    counts: Mapping[Counter, int]
-    table: Callable[[], dict[Key, tuple[Held, Inside]]]
 
 
 @dataclass
@@ -107,24 +47,17 @@ class Expected:
     counts: dict[Counter, int] = field(default_factory=dict)
 
 
-@dataclass
-class Fish:
-    """One node. `slices` are those of the map, for the guard's search; `arbiter` knows them too."""
+@dataclass(kw_only=True)
+class Fish(Memory):
+    """One node. `slices` are those of the map, for the guard's search; `arbiter` knows them too. `ramps` by ifindex."""
 
     tables: Tables
-    arbiter: Oracle
     ramps: dict[int, Ramp]
     never: tuple[Network, ...]
     mtu: int
     mac: bytes
     slices: list[Slice]
     ready: bool = True
-    inside: dict[Key, Inside] = field(default_factory=dict)
-    origin: dict[InnerFlow, tuple[Key, int]] = field(default_factory=dict)
-
-    def copy(self) -> Fish:
-        """What is remembered, apart from this one; tables are shared."""
-        return replace(self, arbiter=self.arbiter.copy(), inside=dict(self.inside), origin=dict(self.origin))
 
     # Judging ------------------------------------------------------------------------------------------
 
@@ -144,51 +77,6 @@ class Fish:
         if expected.data is not None and not same(did.data, expected.data):
             raise Broken(f"{expected.where}: left as\n{did.data.hex()}\nexpected\n{expected.data.hex()}")
         return expected.where
-
-    def compare(self, now_ns: int, table: Mapping[Key, tuple[Held, Inside]], origin: Mapping[InnerFlow, Key]) -> None:
-        """All of both maps."""
-        self._settle(table, now_ns)
-        self.arbiter.compare({key: held for key, (held, _) in table.items()}, now_ns)
-        for key, (_, inside) in table.items():
-            if self.inside[key] != inside:
-                raise Broken(f"{key} has {inside}, expected {self.inside[key]}")
-        ours = {inner: key for inner, (key, _) in self.origin.items()}
-        if dict(origin) != ours:
-            wrong = [inner for inner in {**ours, **origin} if ours.get(inner) != origin.get(inner)][:3]
-            raise Broken(f"origin: {[(inner, origin.get(inner), ours.get(inner)) for inner in wrong]}")
-
-    def _settle(self, table: Mapping[Key, tuple[Held, Inside]], now_ns: int) -> None:
-        """Claims that are not in the table any more must have expired; their hints went with them."""
-        gone = self.arbiter.claims.keys() - table.keys()
-        for key in gone:
-            if not self.arbiter.expired(key, now_ns):
-                raise Broken(f"{key} vanished alive: {self.arbiter.claims[key]}")
-            self._forget_origin(key)
-            self.inside.pop(key)
-        self.arbiter.forget(gone)
-
-    def _forget_origin(self, key: Key) -> None:
-        """The claim of `key` ends: so does the hint that leads to it."""
-        held, inside = self.arbiter.claims[key], self.inside[key]
-        number = held.owner >> 32 if held.holder is Holder.PACKET else 0
-        inner = InnerFlow(number, key.proto, inside.inner, inside.inner_port, key.remote, key.remote_port)
-        if self.origin.get(inner) == (key, held.generation):
-            del self.origin[inner]
-
-    # What happens beside packets ------------------------------------------------------------------------
-
-    def claim(self, key: Key, held: Held, inside: Inside) -> None:
-        """Somebody else (a hook, the agent) claimed a free flow."""
-        self.arbiter.claims[key], self.inside[key] = held, inside
-
-    def release(self, key: Key) -> None:
-        """The same one ended it."""
-        self._forget_origin(key)
-        self.arbiter.forget([key])
-        self.inside.pop(key)
-
-    def age(self, seconds: int) -> None:
-        self.arbiter.age(seconds)
 
     # The on-ramp ----------------------------------------------------------------------------------------
 
@@ -220,22 +108,6 @@ class Fish:
         if isinstance(found, Drop):
             return self._refused(ramp, packet, found, mark, {Counter.REFUSED_PACKET: 1})
         return self._leave(ramp, packet, found, mark, {Counter.CLAIM_PACKET: 1}, "new")
-
-    def _inner(self, packet: Packet, number: int) -> InnerFlow | None:
-        """The inner flow of a packet from inside."""
-        if packet.ports is None:
-            return None
-        source, target = packet.ports
-        return InnerFlow(number, packet.proto, packet.source, source, packet.target, target)
-
-    def _known(self, packet: Packet, inner: InnerFlow, owner: int, holder: Holder) -> Key | None:
-        """The outer flow that an inner flow has."""
-        key, generation = self.origin.get(inner, (None, 0))
-        if key is None or key not in self.arbiter.claims:
-            return None
-        held, inside = self.arbiter.claims[key], self.inside[key]
-        ours = held.generation == generation and held.holder is holder and held.owner == owner
-        return key if ours and (inside.inner, inside.inner_port) == (inner.inner, inner.inner_port) else None
 
     def _class(self, ramp: Ramp, packet: Packet) -> Drop | int | None:
         """OK: the stack's; None: may begin a flow, or is an error."""
@@ -301,9 +173,7 @@ class Fish:
     def _dropped(self, where: str, drop: Drop, mark: int, counts: dict[Counter, int] | None = None) -> Expected:
         return Expected(f"{where} drop {drop.name}", SHOT, None, mark, drop, counts or {})
 
-    def _refused(
-        self, ramp: Ramp, packet: Packet, drop: Drop, mark: int, counts: dict[Counter, int]
-    ) -> Expected:
+    def _refused(self, ramp: Ramp, packet: Packet, drop: Drop, mark: int, counts: dict[Counter, int]) -> Expected:
         """Dropped, and its sender is told if it should know."""
         none_left = drop in NOT_FOUND
         tell = TOLD.get(drop)
@@ -321,74 +191,6 @@ class Fish:
         data = packets.error(packet, gateway, kind, code, self.mtu if drop is Drop.TOO_BIG else 0)
         counts = {**counts, Counter.ICMP_SENT: 1}
         return Expected(f"onramp ICMP {drop.name}", REDIRECT, data, mark, drop, counts)
-
-    # Claiming -------------------------------------------------------------------------------------------
-
-    def _begin(self, ramp: Ramp, inner: InnerFlow, now_ns: int, did: Did, holder: Holder = Holder.PACKET) -> Key | Drop:
-        """The flow that was claimed for an inner one, or why not; judged by the arbiter's promises."""
-        ip4 = inner.remote.startswith(NOBODY[:10] + b"\xff\xff")
-        owner = ramp.owner if holder is Holder.PACKET else 0
-        client = int.from_bytes(inner.inner, "big") << 32 | ramp.number
-        ask = Ask(
-            inner.proto, inner.remote, inner.remote_port, holder, owner, client,
-            ramp.slices4 if ip4 else ramp.slices6, ramp.low, ramp.high,
-        )  # fmt: skip
-        table = did.table()
-        refusal = next((drop for drop in did.drops if drop in NOT_FOUND), None)
-        if refusal is not None:
-            self.arbiter.choose(ask, NOT_FOUND[refusal], None, now_ns)
-            self._settle(table, now_ns)
-            return refusal
-        given = self._given(table)
-        inside = Inside(inner.inner, inner.inner_port, 0, ramp.tenant)
-        self._take(given, inside)
-        self.arbiter.choose(ask, Answer.CLAIMED, given, now_ns)
-        self._settle(table, now_ns)
-        self.origin[inner] = given.key, given.generation
-        return given.key
-
-    def _given(self, table: Mapping[Key, tuple[Held, Inside]]) -> Given:
-        """The one claim that is new."""
-        ours = self.arbiter.claims
-        new = [key for key, (held, _) in table.items() if key not in ours or ours[key].generation != held.generation]
-        if len(new) != 1:
-            raise Broken(f"a claim was asked for, new are {new}")
-        held, last = table[new[0]][0], ours.get(new[0])
-        stolen = last is not None and last.holder is Holder.SOCKET and held.generation == last.generation + 1
-        return Given(new[0], held.slice, held.generation, stolen)
-
-    def _take(self, given: Given, inside: Inside) -> None:
-        if given.key in self.arbiter.claims:
-            self._forget_origin(given.key)
-        self.inside[given.key] = inside
-
-    # States ---------------------------------------------------------------------------------------------
-
-    def _track(self, key: Key, packet: Packet, now_ns: int, *, out: bool) -> None:
-        """RFC 5382 sections 5 and 7: what the claim is after this packet."""
-        phase, inside = self.arbiter.claims[key].phase, self.inside[key]
-        flags, seen = packets.tcp_flags(packet), inside.tcp_seen
-        both = FIN_OUT | FIN_IN
-        after = phase
-        if packet.proto == TCP and flags & (FIN | RST):
-            seen |= (SEEN_RST if flags & RST else 0) | (0 if not flags & FIN else FIN_OUT if out else FIN_IN)
-            if seen & SEEN_RST or seen & both == both:
-                after = Phase.LINGER
-            elif not out and phase is Phase.NEW:
-                after = Phase.OPEN
-        elif packet.proto == TCP and phase is Phase.LINGER:
-            if not out:
-                return
-            if flags & (SYN | ACK) == SYN:
-                seen, after = 0, Phase.NEW
-            elif seen & both != both:
-                seen, after = seen & ~SEEN_RST, Phase.OPEN
-        elif not out and phase is Phase.NEW:
-            after = Phase.OPEN
-        self.inside[key] = replace(inside, tcp_seen=seen)
-        if not out and phase is Phase.LINGER and after is Phase.LINGER:
-            return
-        self.arbiter.refresh(key, after, now_ns)
 
     # The uplink -----------------------------------------------------------------------------------------
 
@@ -585,7 +387,7 @@ def peeked(frame: bytes, ether_type: int, *, target: bool) -> bytes:
     """Source or target where an IP header has it, whatever the rest is like."""
     if ether_type == 0x86DD:
         return frame[38:54] if target else frame[22:38]
-    return NOBODY[:10] + b"\xff\xff" + (frame[30:34] if target else frame[26:30])
+    return MAPPED + (frame[30:34] if target else frame[26:30])
 
 
 def same(left: bytes, right: bytes) -> bool:
@@ -598,7 +400,3 @@ def same(left: bytes, right: bytes) -> bool:
     at = different[0]
     pair = {left[at : at + 2], right[at : at + 2]}
     return different[-1] - at == 1 and pair == {b"\0\0", b"\xff\xff"}
-
-
-def seconds(now_ns: int) -> int:
-    return now_ns // NS

@@ -156,7 +156,7 @@ def translated(packet: Packet, address: bytes, port: int, *, target: bool, hop: 
 
 
 def translated_error(packet: Packet, address: bytes, port: int, *, target: bool, hop: bool) -> bytes:
-    """An ICMP error with its source (or target) replaced, and the other end of what it quotes (RFC 5508 section 4.2)."""
+    """An ICMP error with its source (or target) replaced, and the other end of its quote (RFC 5508 section 4.2)."""
     frame, ip6 = bytearray(packet.frame), packet.ip6
     quote = quote_of(packet)
     assert quote is not None
@@ -207,9 +207,7 @@ def error(packet: Packet, source: bytes, kind: int, code: int, mtu: int = 0) -> 
     """The ICMP (ICMPv6) error about a packet: quoted are its IP header and 8 bytes, 20 of TCP."""
     size = packet.layer4 - packet.offset + (20 if packet.proto == TCP else 8)
     quoted = packet.frame[packet.offset : packet.offset + size]
-    return _answer(
-        packet, craft.icmp_error(addr_ip(source), addr_ip(packet.source), kind, code, quoted, rest=mtu)
-    )
+    return _answer(packet, craft.icmp_error(addr_ip(source), addr_ip(packet.source), kind, code, quoted, rest=mtu))
 
 
 def echo_answer(packet: Packet) -> bytes:

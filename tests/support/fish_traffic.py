@@ -17,7 +17,7 @@ from softunicast.steering.oracle import ICMP, ICMP6, TCP, UDP
 from softunicast.wire import craft
 from tests.fuzz.damage import damaged
 from tests.support.dataplane import GATEWAY, GATEWAY6, MARK, UNDERLAY
-from tests.support.fish_oracle import NOBODY
+from tests.support.fish_memory import NOBODY
 from tests.support.fish_world import SLICES, World
 from tests.support.packets import extension, fragment6, frame, gre, header4, header6
 
@@ -59,7 +59,9 @@ class Traffic:
                 if number % COMPARE_EVERY == 0:
                     self.world.compare()
             except Broken as error:
-                raise Broken(f"seed {self.seed}, packet {number}: {program} on {device} {whole.hex()}: {error}") from error
+                raise Broken(
+                    f"seed {self.seed}, packet {number}: {program} on {device} {whole.hex()}: {error}"
+                ) from error
 
     # What happens beside packets
 
@@ -131,7 +133,9 @@ class Traffic:
         """A TCP segment, datagram or echo (`sport` or `dport` its id, the other 0)."""
         r, ttl = self.random, self.random.choice([1, 2, 64, 64, 64, 64, 64, 255])
         if proto == TCP:
-            return craft.tcp(source, sport, target, dport, self.body(), flags=flags, sequence=r.getrandbits(32), ttl=ttl)
+            return craft.tcp(
+                source, sport, target, dport, self.body(), flags=flags, sequence=r.getrandbits(32), ttl=ttl
+            )
         if proto == UDP:
             whole = craft.udp(source, sport, target, dport, self.body(), ttl=ttl)
             if ":" not in source and r.random() < 0.2:
@@ -282,7 +286,7 @@ class Traffic:
             sport, dport = (sport if r.random() < 0.5 else r.randrange(1, 9)), 0
         packet = self.segment(proto, source, sport, remote, dport, 2 if r.random() < 0.7 else r.choice(FOLLOW))
         if kind == 9:
-            packet = craft.udp(UNDERLAY, 5, remote, 53) if not v6 else gre(source.replace(source, SLICES[0][0]), SERVERS[0])
+            packet = gre(SLICES[0][0], SERVERS[0]) if v6 else craft.udp(UNDERLAY, 5, remote, 53)
         return "su_guard", "up0", self.dressed(packet), MARK if r.random() < 0.1 else 0
 
 

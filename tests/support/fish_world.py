@@ -42,27 +42,29 @@ from softunicast.kernel.abi import (
     Node,
     Onramp,
     OnrampFlag,
-    OriginKey,
     Origin,
+    OriginKey,
     Owner,
     Policy,
     PolicyFlag,
     Pool,
     Slice,
     SliceFlag,
+    Slot,
+    State,
     Stats,
     Uplink,
     UplinkFlag,
 )
 from softunicast.kernel.abi_util import Word, prefix_key, word_generation, word_state
-from softunicast.kernel.abi import State
 from softunicast.kernel.bpf import NOEXIST, BpfObject, object_path
 from softunicast.steering.oracle import Tables
+from softunicast.wire.craft import mac_bytes
 from tests.support import dataplane
 from tests.support.dataplane import GATEWAY, GATEWAY6, ME, OTHER, UNDERLAY, namespaces, packed, run, u32
-from tests.support.fish_oracle import Did, Fish, Inside, InnerFlow, Ramp
+from tests.support.fish_memory import Did, InnerFlow, Inside, Ramp
+from tests.support.fish_oracle import Fish
 from tests.support.packets import DEVICE_MAC
-from softunicast.wire.craft import mac_bytes
 
 FLOWS: Final = 256
 MTU: Final = 1600
@@ -163,10 +165,13 @@ class World:
         # The second ended meanwhile: it must be right by one of them.
         spare = self.fish.copy()
         try:
-            return self.fish.judge(*arguments, before, did)
+            where = self.fish.judge(*arguments, before, did)
+            self.compare()
         except Broken:
             self.fish = spare
-            return self.fish.judge(*arguments, after, did)
+            where = self.fish.judge(*arguments, after, did)
+            self.compare()
+        return where
 
     def counted(self) -> tuple[dict[Drop, int], dict[Counter, int]]:
         """What the counters went up by since the last time."""
@@ -215,22 +220,35 @@ class World:
         self.aged_s += seconds
 
     def socket(self, key: Key, index: int, *, open_: bool, peer: bool = False) -> bool:
-        """What a hook (or an agent that was told of a moved slice) does: claim a free flow. False: the table is full."""
+        """What a hook, or an agent told of a moved slice, does: claim a free flow. False: the table is full."""
         now_s, generation = self.now_ns() // NS, self.cookies % 0xFFFFFF
         self.cookies += 1
         holder = Holder.PEER if peer else Holder.SOCKET
         owner = OTHER if peer else self.cookies
         state = State.OPEN if open_ else State.NEW
+        slot = self.free_slot()
         claim = Claim(
             word=Word(generation, state, now_s).pack(), owner=owner, kind=Kind[holder.name], check=flow_check(key),
-            slot=NONE, slice=index, born_s=now_s,
+            slot=slot, slice=index, born_s=now_s,
         )  # fmt: skip
         try:
             self.egress.maps["flows"].update(flow_of(key), claim.pack(), NOEXIST)
         except OSError:
             return False
+        if slot != NONE:
+            self.egress.maps["slots"].update(u32(slot), Slot(Flow.unpack(flow_of(key)), now_s).pack())
         self.fish.claim(key, Held(holder, owner, Phase[state.name], now_s, generation, index), Inside())
         return True
+
+    def free_slot(self) -> int:
+        """As su_hand finds one."""
+        for _ in range(8):
+            slot = self.cookies * 0x9E3779B1 % 0xFFFFFFFB % SETTINGS.slots
+            self.cookies += 1
+            value = self.egress.maps["slots"].lookup(u32(slot))
+            if value is not None and not Slot.unpack(value).flow.proto:
+                return slot
+        return NONE
 
     def end(self, key: Key, *, linger: bool) -> None:
         """What a hook does when its socket ends, by the program for it."""
@@ -345,6 +363,7 @@ def oracle(devices: dict[str, int], maps: dict[str, dict[bytes, bytes]], slices:
     arbiter = Oracle(
         {i: OracleSlice(one.addr, one.first, one.last, one.udp_exact_first) for i, one in enumerate(slices)},
         SETTINGS, sock_reuse_s=SETTINGS.sock_reuse_s, full_ns=SETTINGS.full_ns, table_size=FLOWS,
+        hand_finds_all=False,
     )  # fmt: skip
     common = (packed(GATEWAY), packed(GATEWAY6))
     ramps = {
@@ -354,7 +373,15 @@ def oracle(devices: dict[str, int], maps: dict[str, dict[bytes, bytes]], slices:
         devices["fish4"]: Ramp(4, 5, *common, (), (), SOURCES, ()),
     }
     tables = Tables.from_maps(SETTINGS, maps)
-    return Fish(tables, arbiter, ramps, NEVER, MTU, mac_bytes(DEVICE_MAC), list(slices))
+    return Fish(
+        arbiter=arbiter,
+        tables=tables,
+        ramps=ramps,
+        never=NEVER,
+        mtu=MTU,
+        mac=mac_bytes(DEVICE_MAC),
+        slices=list(slices),
+    )
 
 
 @contextmanager
