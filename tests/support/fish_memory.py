@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from softunicast.egress.arbiter_oracle import Answer, Ask, Broken, Given, Held, Holder, Key, Oracle, Phase
 from softunicast.kernel.abi import Counter, Drop
@@ -57,8 +57,7 @@ class Inside:
     tenant: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class InnerFlow:
+class InnerFlow(NamedTuple):
     """A key of `origin`."""
 
     onramp: int

@@ -184,6 +184,10 @@ class World:
         counts = {one: now[half + one] - last[half + one] for one in COUNTED if now[half + one] != last[half + one]}
         return drops, counts
 
+    def count(self, counter: Counter) -> int:
+        """Since the programs were loaded."""
+        return sum(Stats.unpack(raw).counters[counter] for raw in self.egress.maps["stats"].lookup_percpu(u32(0)))
+
     def now_ns(self) -> int:
         return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 

@@ -27,6 +27,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import NamedTuple
 
 from softunicast.egress.flow_view import TCP, UDP, Timers
 
@@ -61,8 +62,7 @@ class Answer(Enum):
     HELD = "held by somebody else"
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(NamedTuple):
     """A flow. `local_port` and `remote_port` are numbers, addresses 16 bytes. remote 0:0 is a wildcard."""
 
     proto: int
