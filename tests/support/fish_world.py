@@ -61,6 +61,7 @@ from softunicast.kernel.bpf import NOEXIST, BpfObject, object_path
 from softunicast.steering.oracle import Tables
 from softunicast.wire.craft import mac_bytes
 from tests.support import dataplane
+from tests.support.ageing import age
 from tests.support.dataplane import GATEWAY, GATEWAY6, ME, OTHER, UNDERLAY, namespaces, packed, run, u32
 from tests.support.fish_memory import Did, InnerFlow, Inside, Ramp
 from tests.support.fish_oracle import Fish
@@ -207,19 +208,7 @@ class World:
 
     def age(self, seconds: int) -> None:
         """The clock moves on by so much."""
-        maps, low = self.egress.maps, 0xFFFFFFFF
-
-        def less(raw: bytes, *places: int) -> bytes:
-            out = bytearray(raw)
-            for at in places:
-                struct.pack_into("=I", out, at, (struct.unpack_from("=I", out, at)[0] - seconds) & low)
-            return bytes(out)
-
-        for name, places in (("flows", (0, 48)), ("origin", (24,)), ("slots", (40,))):
-            maps[name].update_many({key: less(value, *places) for key, value in maps[name].items()})
-        for key, value in list(maps["crowds"].items()):
-            socket_ns, packet_ns = (max(0, until - seconds * NS) for until in struct.unpack_from("=QQ", value))
-            maps["crowds"].update(key, struct.pack("=QQ", socket_ns, packet_ns) + value[16:])
+        age(self.egress.maps, seconds)
         self.fish.age(seconds)
         self.aged_s += seconds
 
