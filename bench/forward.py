@@ -34,7 +34,8 @@ TARGETS: Final = IPv4Address("203.0.112.0")
 ONE_FLOW: Final = 150_000
 NEW_FLOWS: Final = 256 * 120
 CROWDED_WAYS: Final = ("nothing", "routing", "fish", "nft")
-CROWDED_TARGETS: Final = 32
+CROWDED_TARGETS: Final = 96
+CROWDED_LEVELS: Final = (0, 50, 90, 99)
 CROWDED_NEW: Final = 12
 RULES: Final = (
     "table ip bench {\n chain out {\n type nat hook postrouting priority srcnat;\n"
@@ -175,15 +176,14 @@ def measure(helpers: Helpers, rounds: int) -> Rounds:
 
 def measure_crowded(helpers: Helpers, rounds: int) -> Rounds:
     """New flows towards destinations for which 0, 50, 90, 99 % of the ports are in use."""
-    levels = (0, 50, 90, 99)
-    results: Rounds = {str(level): {way: [] for way in CROWDED_WAYS} for level in levels}
+    results: Rounds = {str(level): {way: [] for way in CROWDED_WAYS} for level in CROWDED_LEVELS}
     with ExitStack() as undo:
         paths = [undo.enter_context(path(way, helpers)) for way in CROWDED_WAYS]
         for _ in range(rounds):
             for found in paths:
-                with fresh(found) as loaded:
-                    for number, level in enumerate(levels):
-                        first = TARGETS + 256 * (number % 4)
+                for number, level in enumerate(CROWDED_LEVELS):
+                    with fresh(found) as loaded:
+                        first = TARGETS + 256 * number
                         if loaded is not None:
                             hold(found, first, (plane.LAST - plane.UDP_FIRST + 1) * level // 100)
                         elif found.way == "nft":

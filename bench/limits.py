@@ -33,7 +33,9 @@ PER_FLOW: Final = ("flows", "origin", "slots")
 FLOOD: Final = 100_000
 FLOOD_WAYS: Final = ("nothing", "nft-drop", "fish")
 FLOOD_TARGET: Final = TARGETS + 7
-DROP_RULES: Final = "table ip bench {\n chain f {\n type filter hook forward priority filter;\n tcp flags syn drop\n }\n}\n"
+DROP_RULES: Final = (
+    "table ip bench {\n chain f {\n type filter hook forward priority filter;\n tcp flags syn drop\n }\n}\n"
+)
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,3 @@ def measure_flood(helpers: Helpers, rounds: int) -> dict[str, list[Sent]]:
             for way, found in list(paths.items())[number % 3 :] + list(paths.items())[: number % 3]:
                 results[way].append(found.send(FLOOD, 1, 50_000, FLOOD_TARGET, 4, syn=True))
     return results
-
-
-def refused(results: dict[str, list[Sent]]) -> int:
-    """RSTs that reached the generator, of FLOOD a round."""
-    return sum(sent.arrived for sent in results["fish"])
-

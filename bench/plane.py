@@ -52,7 +52,7 @@ ONRAMP: Final = 1
 SOURCES: Final = List.FIRST_FREE
 TCP: Final = 6
 UDP: Final = 17
-MAP_SIZES: Final = {"flows": 1 << 18, "origin": 1 << 17, "slots": 1 << 19, "owners": 1 << 16, "crowds": 4096}
+MAP_SIZES: Final = {"flows": 1 << 18, "origin": 1 << 18, "slots": 1 << 19, "owners": 1 << 16, "crowds": 4096}
 POLICY: Final = Policy(flags=PolicyFlag.SET, pool=POOL)
 SETTINGS: Final = Settings(
     site=1,
