@@ -201,7 +201,8 @@ class Fish(Memory):
         if packet is None or len(frame) < ETHERNET + packets.header_size(kind) or frame[:6] != self.mac:
             return Expected("uplink stack", UNSPEC, frame, mark)
         target = peeked(frame, kind, target=True)
-        if target not in fleet and (target != self.tables.settings.underlay or packet.malformed):
+        settings = self.tables.settings
+        if target not in fleet and (target not in (settings.underlay4, settings.underlay6) or packet.malformed):
             return Expected("uplink stack", UNSPEC, frame, mark)
         if packet.malformed:
             return self._dropped("uplink", Drop.MALFORMED, mark)
@@ -221,7 +222,6 @@ class Fish(Memory):
             if said.uncovered:
                 return self._dropped("uplink", Drop.NO_CLAIM, mark, counts)
             data = packets.echo_answer(plain)
-            settings = self.tables.settings
             marked = mark & ~settings.mask | settings.mark
             return Expected("uplink ping", REDIRECT, data, marked, counts={Counter.ECHO_ANSWERED: 1})
         return self._deliver(ifindex, plain, mark, now_ns, counts, did)
