@@ -26,6 +26,10 @@ PACKETS = int(os.environ.get("SOFTUNICAST_PACKETS", "100000"))
 PARTS = 4
 # Each must be met so often in 100,000 packets, so that the comparison says something. No other may be met.
 MINIMUM = {
+    "guard claimed": 200,
+    "guard drop SLICE_FULL": 0,
+    "uplink drop ENCAP": 0,
+    "uplink drop ECN": 0,
     "guard drop FRAGMENT": 60,
     "guard drop GUARD_FOREIGN": 100,
     "guard drop GUARD_NO_CLAIM": 1000,
