@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import carried, dialing, forward, report, steering, tables, tools
+from bench import carried, dialing, forward, limits, report, steering, tables, tools
 from softunicast.errors import SoftunicastError
 
 
@@ -36,6 +36,9 @@ def main() -> int:
             profile = forward.profile(helpers)
             say("new flows in a crowded slice")
             crowded = forward.measure_crowded(helpers, max(1, arguments.rounds // 2))
+            say("a million flows, a refused flood")
+            million = limits.measure_million(helpers)
+            flood = limits.measure_flood(helpers, arguments.rounds)
             say("sockets")
             dialed = dialing.measure(helpers, arguments.rounds)
             say("steering")
@@ -50,7 +53,7 @@ def main() -> int:
         return 1
     seconds = time.monotonic() - started
     results = report.Results(
-        arguments.rounds, seconds, forwarded, crowded, profile, dialed, steered, sized, filled, streams
+        arguments.rounds, seconds, forwarded, crowded, profile, million, flood, dialed, steered, sized, filled, streams
     )
     text = report.markdown(results)
     if arguments.write is None:

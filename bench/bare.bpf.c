@@ -4,7 +4,7 @@
  *
  * bare_blast is run by BPF_PROG_TEST_RUN with live frames: each run makes the next frame of `plan` and puts it on the
  * device. Frame i goes to target i % targets from port 10000 + (i / targets) % ports: one flow with 1 and 1, only new
- * ones when targets * ports is not less than the number sent.
+ * ones when targets * ports is not less than the number sent. UDP, or SYNs of TCP.
  *
  * Sources: net/bpf/test_run.c (bpf_test_run_xdp_live), drivers/net/veth.c (veth_xdp_xmit).
  */
@@ -12,6 +12,7 @@
 #include <linux/if_ether.h>
 #include <linux/ip.h>
 #include <linux/pkt_cls.h>
+#include <linux/tcp.h>
 #include <linux/udp.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
@@ -147,10 +148,12 @@ struct plan {
 	__u32 targets;
 	__u32 ports;
 	__u32 ip_sum;		/* of the headers but for target address and source port */
-	__u32 udp_sum;
+	__u32 l4_sum;
 	__u64 sent;
 	__be32 source;
 	__u8 macs[12];
+	__u32 tcp;		/* 0: UDP */
+	__u32 pad;
 };
 
 struct {
@@ -172,10 +175,12 @@ SEC("xdp") int bare_blast(struct xdp_md *ctx)
 	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
 	struct iphdr *ip = data + sizeof(struct ethhdr);
 	struct udphdr *udp = (void *)(ip + 1);
+	struct tcphdr *tcp = (void *)(ip + 1);
 	__u32 zero = 0, i, target, port;
 	struct plan *p = bpf_map_lookup_elem(&plan, &zero);
+	__sum16 check;
 
-	if (!p || (void *)(udp + 1) > data_end)
+	if (!p || (void *)(tcp + 1) > data_end)
 		return XDP_DROP;
 	i = p->sent++;
 	target = p->first + i % p->targets;
@@ -187,6 +192,18 @@ SEC("xdp") int bare_blast(struct xdp_md *ctx)
 	ip->daddr = bpf_htonl(target);
 	ip->check = bpf_htons(fold(p->ip_sum + (target >> 16) + (target & 0xffff)));
 	udp->source = bpf_htons(port);
-	udp->check = bpf_htons(fold(p->udp_sum + (target >> 16) + (target & 0xffff) + port));
+	check = bpf_htons(fold(p->l4_sum + (target >> 16) + (target & 0xffff) + port));
+	if (p->tcp) {
+		/* A receiver that refused it made a RST of it. */
+		ip->tot_len = bpf_htons(46);
+		tcp->dest = bpf_htons(7);
+		tcp->seq = bpf_htonl(1);
+		tcp->ack_seq = 0;
+		((__be16 *)tcp)[6] = bpf_htons(0x5002);
+		tcp->window = 0xffff;
+		tcp->check = check;
+	} else {
+		udp->check = check;
+	}
 	return bpf_redirect(p->ifindex, 0);
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sender: UDP frames of 60 bytes, made by an XDP program and put on a device by the kernel itself.
+"""The sender: frames of 60 bytes, UDP or SYNs of TCP, made by an XDP program and put on a device by the kernel itself.
 
 BPF_PROG_TEST_RUN with live frames (Linux 5.18) runs `bare_blast` in this thread, pinned to one CPU, and hands its
 frames to the device in batches. The other end of the veth has NAPI (GRO on), so that everything up to the last program
@@ -28,7 +28,7 @@ from softunicast.kernel.libbpf import TestRunOptions, check, libbpf
 LIVE_FRAMES: Final = 2
 BATCH: Final = 64
 LENGTH: Final = 60
-PLAN: Final = struct.Struct("=IIIIIIQ4s12s")
+PLAN: Final = struct.Struct("=IIIIIIQ4s12sI4x")
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,17 @@ def sum16(data: bytes) -> int:
     return sum(struct.unpack(f"!{len(data) // 2}H", data))
 
 
-def template(source_mac: bytes, target_mac: bytes, source: IPv4Address) -> tuple[bytes, int, int]:
+def template(source_mac: bytes, target_mac: bytes, source: IPv4Address, syn: bool) -> tuple[bytes, int, int]:
     """A frame without target address and source port, and the sums of its two headers."""
-    ip = struct.pack("!BBHHHBBH4s4x", 0x45, 0, LENGTH - 14, 0, 0x4000, 64, 17, 0, source.packed)
-    udp = struct.pack("!HHHH", 0, 7, LENGTH - 34, 0)
-    body = bytes(LENGTH - 42)
-    pseudo = source.packed + struct.pack("!HH", 17, LENGTH - 34)
-    return target_mac + source_mac + b"\x08\x00" + ip + udp + body, sum16(ip), sum16(udp + body + pseudo)
+    proto = 6 if syn else 17
+    ip = struct.pack("!BBHHHBBH4s4x", 0x45, 0, LENGTH - 14, 0, 0x4000, 64, proto, 0, source.packed)
+    if syn:
+        l4 = struct.pack("!HHIIBBHHH", 0, 7, 1, 0, 0x50, 2, 65535, 0, 0)
+    else:
+        l4 = struct.pack("!HHHH", 0, 7, LENGTH - 34, 0)
+    l4 = l4.ljust(LENGTH - 34, b"\0")
+    pseudo = source.packed + struct.pack("!HH", proto, LENGTH - 34)
+    return target_mac + source_mac + b"\x08\x00" + ip + l4, sum16(ip), sum16(l4 + pseudo)
 
 
 def blast(
@@ -87,10 +91,12 @@ def blast(
     targets: int,
     ports: int,
     count: int,
+    *,
+    syn: bool = False,
 ) -> Sent:
     """Send `count` frames by the device `ifindex` of this thread's namespace. `arrived` is the sink's to say."""
-    frame, ip_sum, udp_sum = template(source_mac, target_mac, source)
-    plan = PLAN.pack(ifindex, int(first), targets, ports, ip_sum, udp_sum, 0, source.packed, frame[:12])
+    frame, ip_sum, l4_sum = template(source_mac, target_mac, source, syn)
+    plan = PLAN.pack(ifindex, int(first), targets, ports, ip_sum, l4_sum, 0, source.packed, frame[:12], syn)
     bare.maps["plan"].update(struct.pack("=I", 0), plan)
     data = ctypes.create_string_buffer(frame, len(frame))
     options = TestRunOptions(

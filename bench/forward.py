@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
@@ -34,7 +34,8 @@ TARGETS: Final = IPv4Address("203.0.112.0")
 ONE_FLOW: Final = 150_000
 NEW_FLOWS: Final = 256 * 120
 CROWDED_WAYS: Final = ("nothing", "routing", "fish", "nft")
-CROWDED_TARGETS: Final = 32
+CROWDED_TARGETS: Final = 96
+CROWDED_LEVELS: Final = (0, 50, 90, 99)
 CROWDED_NEW: Final = 12
 RULES: Final = (
     "table ip bench {\n chain out {\n type nat hook postrouting priority srcnat;\n"
@@ -55,11 +56,20 @@ class Path3:
     client: int
     macs: dict[str, str] = field(default_factory=dict)
 
-    def send(self, count: int, targets: int, ports: int, first: IPv4Address = TARGETS, source: int = 2) -> Sent:
+    def send(
+        self,
+        count: int,
+        targets: int,
+        ports: int,
+        first: IPv4Address = TARGETS,
+        source: int = 2,
+        *,
+        syn: bool = False,
+    ) -> Sent:
         ends = raw(self.macs["g0"]), raw(self.macs["n0"])
         with netns.enter(self.generator):
             client = IPv4Address("10.77.0.0") + source
-            return blast(self.bare, if_nametoindex("g0"), *ends, client, first, targets, ports, count)
+            return blast(self.bare, if_nametoindex("g0"), *ends, client, first, targets, ports, count, syn=syn)
 
 
 @contextmanager
@@ -78,7 +88,7 @@ def path(way: str, helpers: Helpers) -> Iterator[Path3]:
             run("ethtool -K n0 gro on")
             run("ip link set n0 up")
             run("ip link set u0 up")
-            sysctl("net/ipv4/ip_forward", int(way in ("routing", "nft")))
+            sysctl("net/ipv4/ip_forward", int(way in ("routing", "nft", "nft-drop")))
         with netns.enter(generator):
             macs["g0"] = mac("g0")
             run("ip link set g0 up")
@@ -120,7 +130,7 @@ def raw(text: str) -> bytes:
 
 
 @contextmanager
-def fresh(found: Path3) -> Iterator[BpfObject | None]:
+def fresh(found: Path3, sizes: Mapping[str, int] = plane.MAP_SIZES) -> Iterator[BpfObject | None]:
     """The way without any flow yet: fish loaded anew, conntrack flushed."""
     if found.way == "nft":
         with netns.enter(found.node):
@@ -129,8 +139,8 @@ def fresh(found: Path3) -> Iterator[BpfObject | None]:
         yield None
         return
     with netns.enter(found.node), ExitStack() as undo:
-        settings = plane.settings(UNDERLAY, netns.cookie())
-        loaded = BpfObject.load(object_path("egress"), settings=settings, map_sizes=plane.MAP_SIZES)
+        settings = plane.settings(UNDERLAY, netns.cookie(), sizes["slots"])
+        loaded = BpfObject.load(object_path("egress"), settings=settings, map_sizes=sizes)
         undo.callback(loaded.close)
         plane.fill(loaded.maps, UNDERLAY, found.uplink, "10.66.0.0/24")
         plane.add_onramp(loaded.maps, found.client, "10.77.0.1")
@@ -166,15 +176,14 @@ def measure(helpers: Helpers, rounds: int) -> Rounds:
 
 def measure_crowded(helpers: Helpers, rounds: int) -> Rounds:
     """New flows towards destinations for which 0, 50, 90, 99 % of the ports are in use."""
-    levels = (0, 50, 90, 99)
-    results: Rounds = {str(level): {way: [] for way in CROWDED_WAYS} for level in levels}
+    results: Rounds = {str(level): {way: [] for way in CROWDED_WAYS} for level in CROWDED_LEVELS}
     with ExitStack() as undo:
         paths = [undo.enter_context(path(way, helpers)) for way in CROWDED_WAYS]
         for _ in range(rounds):
             for found in paths:
-                with fresh(found) as loaded:
-                    for number, level in enumerate(levels):
-                        first = TARGETS + 256 * (number % 4)
+                for number, level in enumerate(CROWDED_LEVELS):
+                    with fresh(found) as loaded:
+                        first = TARGETS + 256 * number
                         if loaded is not None:
                             hold(found, first, (plane.LAST - plane.UDP_FIRST + 1) * level // 100)
                         elif found.way == "nft":

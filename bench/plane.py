@@ -52,7 +52,7 @@ ONRAMP: Final = 1
 SOURCES: Final = List.FIRST_FREE
 TCP: Final = 6
 UDP: Final = 17
-MAP_SIZES: Final = {"flows": 1 << 18, "origin": 1 << 17, "slots": 1 << 19, "owners": 1 << 16, "crowds": 4096}
+MAP_SIZES: Final = {"flows": 1 << 18, "origin": 1 << 18, "slots": 1 << 19, "owners": 1 << 16, "crowds": 4096}
 POLICY: Final = Policy(flags=PolicyFlag.SET, pool=POOL)
 SETTINGS: Final = Settings(
     site=1,
@@ -81,8 +81,9 @@ def packed(address: str | IPv4Address) -> bytes:
     return addr_bytes(ip_address(address))
 
 
-def settings(underlay: str, cookie: int) -> bytes:
-    return replace(SETTINGS, underlay4=packed(underlay), underlay6=packed(underlay), netns_cookie=cookie).pack()
+def settings(underlay: str, cookie: int, slots: int = MAP_SIZES["slots"]) -> bytes:
+    own = packed(underlay)
+    return replace(SETTINGS, underlay4=own, underlay6=own, netns_cookie=cookie, slots=slots).pack()
 
 
 def fill(maps: Mapping[str, Map], underlay: str, uplink: int, near: str) -> None:

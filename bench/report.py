@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import carried, dialing, forward, steering, tables
+from bench import carried, dialing, forward, limits, steering, tables
+from bench.blast import Sent
 from bench.dialing import Dialed, Dialing
 from bench.forward import Rounds
 from bench.steering import Sized, Times
@@ -24,6 +25,11 @@ WAYS = {
     "fish": "**fish**",
     "nft": "nftables SNAT, 2,048 ports",
 }
+FLOOD = {
+    "nothing": "freed by a tc program at the node's ingress",
+    "nft-drop": "nftables `drop` in the forward chain",
+    "fish": "**fish, slice full**",
+}
 SENT = {"one": "one flow", "many": "1,024 flows", "new": "only new flows, 256 destinations"}
 
 
@@ -36,6 +42,8 @@ class Results:
     forward: Rounds
     crowded: Rounds
     profile: dict[str, dict[str, float]]
+    million: limits.Million
+    flood: dict[str, list[Sent]]
     dialing: Dialing
     steering: Times
     sized: Sized
@@ -120,6 +128,31 @@ def profiled(profile: dict[str, dict[str, float]]) -> str:
             for name, ns in profile["one"].items()
         ],
     )
+
+
+def memory(million: limits.Million) -> str:
+    """Bytes by map."""
+    rows = [[f"`{name}`", f"{size / 1e6:,.0f}", f"{size / million.flows:.0f}"] for name, size in million.by_map.items()]
+    rows.append(["all maps", f"{million.total / 1e6:,.0f}", f"{million.total / million.flows:.0f}"])
+    return table([f"{million.flows:,} flows", "MB", "bytes a flow"], rows)
+
+
+def flooded(results: dict[str, list[Sent]]) -> str:
+    base = [one.cpu_ns for one in results["nft-drop"]]
+    rows = []
+    for way, name in FLOOD.items():
+        cpu = [one.cpu_ns for one in results[way]]
+        answered = sum(one.arrived for one in results[way]) / sum(one.packets for one in results[way])
+        told = f"{answered:.0%}" if way == "fish" else ""
+        rows.append([name, f"{median(cpu):,.0f}", f"{ratio(cpu, base):.2f}", told])
+    return table(["SYNs", "CPU ns a packet", "ratio", "told by a RST"], rows)
+
+
+def forwarding(results: Rounds, what: str) -> float:
+    """Fish by nftables, what sending alone costs taken off both."""
+    by = {way: [one.cpu_ns for one in results[what][way]] for way in ("nothing", "fish", "nft")}
+    rounds = zip(by["nothing"], by["fish"], by["nft"], strict=True)
+    return median([(fish - nothing) / (nft - nothing) for nothing, fish, nft in rounds])
 
 
 def dialed(results: dict[str, list[Dialed]]) -> str:
@@ -219,6 +252,30 @@ def aims(results: Results) -> list[Aim]:
     for what in SENT:
         value = ratio(cpu(what, "fish"), cpu(what, "nft"))
         add(f"fish well under nftables (at most 0.8), {SENT[what]}", value, 0.8)
+    for what in ("one", "many"):
+        text = f"forwarding a known flow's packet takes at most half of nftables' CPU time, {SENT[what]}"
+        add(text, forwarding(results.forward, what), 0.5)
+    for level, crowd in results.crowded.items():
+        value = median([one.cpu_ns for one in crowd["fish"]])
+        text = f"a new forwarded flow in 2.5 µs, sending included, {level} % used"
+        found.append(Aim(text, f"{value / 1e3:.2f} µs", value <= 2500))
+    first, last = (results.crowded[level]["fish"] for level in ("0", "99"))
+    add(
+        "flat to 99 % (at most 1.25 of an empty slice)",
+        ratio([a.cpu_ns for a in last], [a.cpu_ns for a in first]),
+        1.25,
+    )
+    lost = sum(one.packets - one.arrived for crowd in results.crowded.values() for one in crowd["fish"])
+    found.append(Aim("no new flow lost before the last port is taken", f"{lost} lost", lost == 0))
+    million = results.million
+    found.append(
+        Aim("a flow in 256 bytes, all maps", f"{million.total / million.flows:.0f} B", million.per_flow <= 256)
+    )
+    found.append(Aim("1,000,000 flows in 1 GiB", f"{million.total / (1 << 20):,.0f} MiB", million.total <= 1 << 30))
+    refused = [one.cpu_ns for one in results.flood["fish"]]
+    for way in ("nft-drop", "nothing"):
+        text = f"a refused SYN, slice full, at most twice a plain drop ({FLOOD[way]})"
+        add(text, ratio(refused, [one.cpu_ns for one in results.flood[way]]), 2)
     base = [median(one.ns) for one in results.dialing.dialed["plain"]]
     for use in dialing.USES:
         value = ratio([median(one.ns) for one in results.dialing.dialed[f"slice {use} %"]], base)
@@ -277,6 +334,18 @@ Where fish spends it, by the kernel's own clock on programs (some 20 ns of each 
 is in use towards each of them; the last ones take the last free ports. A lost packet found none.
 
 {crowded(results.crowded)}
+## A million flows
+
+{limits.FLOWS:,} flows made by their first packets, all alive, in maps with room for {limits.ROOM:,}; what the kernel
+counts for each map (memlock).
+
+{memory(results.million)}
+## A flood that is refused
+
+{limits.FLOOD:,} SYNs a round towards a destination for which every port of the slice is taken. Each is refused and
+counted; clients are told by a RST, up to a limit a second (bpf/include/refuse.h).
+
+{flooded(results.flood)}
 ## A socket in a slice
 
 One connection after the other over veth, ended by a RST; {dialing.TARGETS} destinations, {dialing.EACH} connections

@@ -6,9 +6,10 @@
  * (LOCKED), it is filled, and published with the next generation. It is deleted only by whoever won its
  * word, so two can never end one claim, nor end another's.
  *
- * The clock hand: `slots` lists the keys of all claims. Each insertion moves the hand by two slots, reaps
- * what expired there, and takes a free slot for itself; so dead claims go at twice the rate at which new
- * ones come, without timers and without the agent.
+ * The clock hand: `slots` lists the keys of all claims. Each insertion moves the hand by two slots, or by four where
+ * nothing expired, reaps what did, and takes a free slot for itself. There are twice as many slots as claims: so no more
+ * than half of the table can be dead and not yet found, and while no more than the other half lives, new flows go on,
+ * without timers and without the agent.
  */
 #ifndef SU_CLAIM_H
 #define SU_CLAIM_H
@@ -21,6 +22,7 @@
 #define SU_WANT_STOLEN 1	/* su_want.flags, out: the claim was taken over from a socket that ended */
 #define SU_LOOK_S 60		/* the hand looks at a claim this often at least */
 #define SU_SLOT_PROBES 8	/* slots looked at for a free one, at random */
+#define SU_HAND_PAIRS 2		/* pairs of slots looked at for an expired claim at each insertion */
 #define SU_HAND_ROUNDS_FULL 64	/* pairs of slots looked at for an expired claim when `flows` is full */
 
 /* How su_try may take a port that is not free. */
@@ -214,7 +216,7 @@ static __always_inline int su_hand_pair(struct su_control *ctl, __u32 now_s, boo
 }
 
 /*
- * A free slot for a new claim, after the hand has looked at two: one of these, else one found at random, for long-lived
+ * A free slot for a new claim, after the hand has looked at its pairs: one of these, else one found at random, for long-lived
  * claims stand side by side where the hand put them and would be walked over again and again. Nothing is kept
  * from another CPU that finds the same one: one of the two claims is then unknown to the hand and left to the sweep,
  * as is one that finds none (SU_NONE).
@@ -223,8 +225,11 @@ __noinline __u32 su_hand(__u32 now_s, __u32 rnd)
 {
 	__u32 zero = 0, found = SU_NONE;
 	struct su_control *ctl = bpf_map_lookup_elem(&control, &zero);
+	int seen = 0;
 
-	if (!ctl || su_hand_pair(ctl, now_s, false, &found))
+	for (int i = 0; ctl && i < SU_HAND_PAIRS && seen != SU_SLOT_REAPED; i++)
+		seen = su_hand_pair(ctl, now_s, false, &found);
+	if (!ctl || found != SU_NONE)
 		return found;
 	for (int i = 0; i < SU_SLOT_PROBES; i++) {
 		__u32 slot = su_next(&rnd) & (settings.slots - 1);

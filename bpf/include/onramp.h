@@ -253,7 +253,6 @@ static __noinline int su_onramp_known(struct su_work *w, const struct su_onramp 
 	struct su_origin *o;
 	__u32 state;
 	__u64 word;
-
 	bool eim;
 
 	su_key_of(&w->key, p, owner >> 32);
@@ -274,9 +273,9 @@ static __noinline int su_onramp_known(struct su_work *w, const struct su_onramp 
 	state = su_track(live, word, p, true);
 	if (!su_claim_refresh(live, word, state, now_s))
 		return -SU_DROP_CLAIM_ERROR;
-	/* In the others each packet of TCP may matter. */
-	if (state != SU_STATE_LINGER && o->owner == (__u32)owner)
-		*(volatile __u32 *)&o->checked_s = now_s;
+	/* Of a flow that ended each packet may matter: none is believed, not even in this second. */
+	if (o->owner == (__u32)owner)
+		*(volatile __u32 *)&o->checked_s = state == SU_STATE_LINGER ? 0 : now_s;
 	return eim && !su_permit_sent(w, onramp, now_s) ? SU_UNSENT : 0;
 }
 

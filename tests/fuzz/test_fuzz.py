@@ -11,7 +11,7 @@ import pytest
 
 from softunicast.kernel.bpf import BpfObject
 from softunicast.wire.craft import ethernet, udp
-from tests.fuzz.fuzz import Different, check, corpus, fuzz, loaded_parser
+from tests.fuzz.fuzz import Different, check, corpus, fuzz, fuzz_fish, loaded_parser
 
 SECONDS = float(os.environ.get("SOFTUNICAST_FUZZ_SECONDS", "8"))
 
@@ -35,6 +35,14 @@ def test_the_readers_agree(loaded: BpfObject) -> None:
     assert kinds["frames"] > 500 * SECONDS, "too few to say anything"
     for kind, count in kinds.items():
         assert count > kinds["frames"] / 200, f"too few {kind}: {kinds}"
+
+
+def test_the_programs_keep_to_their_oracle() -> None:
+    seed = int(os.environ.get("SOFTUNICAST_SEED", time.time_ns() % 1_000_000_007))
+    print(f"seed {seed}")
+    cases = fuzz_fish(seed, SECONDS)
+    print(cases)
+    assert len(cases) > 30, cases
 
 
 def test_a_difference_is_found(loaded: BpfObject, monkeypatch: pytest.MonkeyPatch) -> None:

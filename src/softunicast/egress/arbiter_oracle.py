@@ -10,7 +10,8 @@ and the promises are those of docs/architecture.md and the glossary:
 2. "Slice full" is said only when every port that may be used towards that destination is held - or within `full_ns`
    of saying so, unless a port was freed there since.
 3. "No slice" is said only when no slice of the pool may claim (live, not drained, lease not over).
-4. "Table full" is said only when as many claims as the table has room for are held and have not expired.
+4. "Table full" is said only when as many claims as the table has room for are held and have not expired - or, where
+   the clock hand cannot look at all of them at once (`hand_finds_all` false), are held.
 5. A port lies in the slice, in the part for its kind of UDP claim, and in the asker's own range.
 6. Every new holder of a flow has another generation than the last; an operation with an old one changes nothing.
 7. One client keeps one address while that has a port left and may claim.
@@ -23,8 +24,10 @@ claim's age is the difference of the seconds.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import NamedTuple
 
 from softunicast.egress.flow_view import TCP, UDP, Timers
 
@@ -59,8 +62,7 @@ class Answer(Enum):
     HELD = "held by somebody else"
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(NamedTuple):
     """A flow. `local_port` and `remote_port` are numbers, addresses 16 bytes. remote 0:0 is a wildcard."""
 
     proto: int
@@ -153,13 +155,17 @@ class Oracle:
         sock_reuse_s: int,
         full_ns: int,
         table_size: int,
+        hand_finds_all: bool = True,
     ) -> None:
         self.slices = dict(slices)
         self.claims: dict[Key, Held] = {}
         self._timers = timers
         self._sock_reuse_s = sock_reuse_s
         self._full_ns = full_ns
+        self.full_slack_ns = 0
+        """How much later than `now_ns` the data plane may have read its clock."""
         self._table_size = table_size
+        self._hand_finds_all = hand_finds_all
         self._full_until: dict[tuple[int, tuple[int, bytes, int], bool], int] = {}
         self._homes: dict[tuple[int, tuple[int, ...]], frozenset[int]] = {}
 
@@ -276,10 +282,12 @@ class Oracle:
             every_port = self.ports(replace(ask, low=0, high=65535), index)
             if ask.low <= every_port.start and ask.high >= every_port.stop - 1:
                 destination = (ask.proto, ask.remote, ask.remote_port)
-                self._full_until[index, destination, ask.holder is Holder.SOCKET] = now_ns + self._full_ns
+                self._full_until[index, destination, ask.holder is Holder.SOCKET] = (
+                    now_ns + self._full_ns + self.full_slack_ns
+                )
 
     def _judge_table_full(self, now_ns: int) -> None:
-        alive = sum(not self.expired(key, now_ns) for key in self.claims)
+        alive = sum(not (self._hand_finds_all and self.expired(key, now_ns)) for key in self.claims)
         if alive < self._table_size:
             raise Broken(f"table full with {alive} living claims of {len(self.claims)}, room for {self._table_size}")
 
@@ -361,6 +369,18 @@ class Oracle:
             held = self.claims.pop(key)
             for sockets in (False, True):
                 self._full_until.pop((held.slice, key.destination, sockets), None)
+
+    def copy(self) -> Oracle:
+        """Another with the same memory, apart from this one."""
+        other = copy(self)
+        other.slices, other.claims = dict(self.slices), dict(self.claims)
+        other._full_until, other._homes = dict(self._full_until), dict(self._homes)
+        return other
+
+    def age(self, seconds: int) -> None:
+        """All that is remembered happened so much earlier: a clock moved on, for who can only move the past."""
+        self.claims = {key: replace(held, seen_s=held.seen_s - seconds) for key, held in self.claims.items()}
+        self._full_until = {what: until_ns - seconds * NS for what, until_ns in self._full_until.items()}
 
     def compare(self, table: Mapping[Key, Held], now_ns: int) -> int:
         """Compares with what the table holds now. Claims that vanished must have expired; returns how many."""
