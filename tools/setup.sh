@@ -47,7 +47,7 @@ if [ ${#missing[@]} -gt 0 ]; then
   }
   # Nor when this machine starts again; what was installed before is left as it was.
   if command -v systemctl >/dev/null; then
-    for service in bird2:bird frr:frr exabgp:exabgp; do
+    for service in bird2:bird frr:frr exabgp:exabgp coturn:coturn; do
       case " ${missing[*]} " in *" ${service%:*} "*) systemctl disable --quiet "${service#*:}" 2>/dev/null || true ;; esac
     done
   fi

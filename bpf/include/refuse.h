@@ -10,49 +10,14 @@
  *   no hop left  time exceeded (11, 0)                 time exceeded (3, 0)
  *   too big      fragmentation needed (3, 4), DF or not: tc cannot fragment; packet too big (2, 0)
  *
- * Nobody is told about an ICMP error or a later fragment (RFC 1812 section 4.3.2.7, RFC 4443 section 2.4), and no more
- * than SU_TELL_BURST at once and one every SU_TELL_NS on a CPU (RFC 1812 section 4.3.2.8): a flood that is refused costs
- * not much more than a flood that is dropped, and who asks again is told then.
+ * Nobody is told about an ICMP error or a later fragment (RFC 1812 section 4.3.2.7, RFC 4443 section 2.4), and all together
+ * not too often (tell.h): who asks again is told then.
  */
 #ifndef SU_REFUSE_H
 #define SU_REFUSE_H
 
 #include "icmp.h"
-
-#define SU_TELL_BURST 1000
-#define SU_TELL_NS 50000	/* 20,000 answers a second */
-
-struct su_tells {
-	__u64 refilled_ns;	/* boot clock */
-	__u64 left;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct su_tells);
-} tells SEC(".maps");
-
-/* May one more client be told? tc programs run with bottom halves off: nobody else is at this CPU's count. */
-static __always_inline bool su_tell_may(__u64 now_ns)
-{
-	__u32 zero = 0;
-	struct su_tells *t = bpf_map_lookup_elem(&tells, &zero);
-	__u64 more;
-
-	if (!t)
-		return false;
-	more = (now_ns - t->refilled_ns) / SU_TELL_NS;
-	if (more) {
-		t->left = more > SU_TELL_BURST - t->left ? SU_TELL_BURST : t->left + more;
-		t->refilled_ns = now_ns;
-	}
-	if (!t->left)
-		return false;
-	t->left--;
-	return true;
-}
+#include "tell.h"
 
 /* Turn a SYN into the RST|ACK that refuses it. TC_ACT_REDIRECT or -SU_DROP_MALFORMED. */
 static __noinline int su_refuse_syn(struct __sk_buff *skb, const struct su_pkt *p)

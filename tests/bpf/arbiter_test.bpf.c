@@ -8,6 +8,7 @@
  */
 #include "../../bpf/include/arbiter.h"
 #include "../../bpf/include/quota.h"
+#include "../../bpf/include/tell.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -241,5 +242,12 @@ int t_turn(struct test_args *args)
 	if (!use)
 		return 1;
 	args->result = su_quota_turn(use, args->client, args->now_ns);
+	return 0;
+}
+
+SEC("syscall")
+int t_tell(struct test_args *args)
+{
+	args->result = su_tell_may(args->now_ns);
 	return 0;
 }

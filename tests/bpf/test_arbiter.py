@@ -533,3 +533,18 @@ def test_a_port_whose_claim_ends_is_free_in_its_destinations_bitmap(arbiter: Arb
     assert sum(word.bit_count() for word in after.taken) == before - 1
     assert (after.full_socket_ns, after.full_packet_ns) == (0, 0)
     assert Slot.unpack(arbiter.maps["slots"].lookup(slot.to_bytes(4, "little")) or b"").flow.proto == 0
+
+
+def test_so_many_are_told_at_once_and_then_one_every_50_us(program: Path) -> None:
+    """tell.h, on one CPU: a thousand, 20,000 a second; a quiet second gives no more than the thousand."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        with Arbiter(program) as arbiter:
+            assert [arbiter.tell(START_NS) for _ in range(1002)] == [True] * 1000 + [False] * 2
+            assert not arbiter.tell(START_NS + 49_999)
+            assert [arbiter.tell(START_NS + 50_000) for _ in range(2)] == [True, False]
+            assert [arbiter.tell(START_NS + 250_000) for _ in range(5)] == [True] * 4 + [False]
+            assert [arbiter.tell(START_NS + 5 * NS) for _ in range(1001)] == [True] * 1000 + [False]
+    finally:
+        os.sched_setaffinity(0, before)
