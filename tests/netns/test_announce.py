@@ -118,6 +118,7 @@ def test_a_bird_that_restarts_announces_again(speakers: Speakers) -> None:
     with speakers.node.daemon():
         speakers.wait(both, "announced")
         speakers.processes["node"].kill()
+        speakers.processes["node"].wait()
         speakers.wait(none, "gone with BIRD")
         speakers.start("node")
         speakers.wait(both, "announced again")
