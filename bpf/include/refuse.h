@@ -109,7 +109,7 @@ static __noinline int su_refuse(struct __sk_buff *skb, const struct su_pkt *p, c
 	__u32 tell = su_refuse_tell(p, err);
 	int act;
 
-	if (!tell || p->flags & SU_PKT_ERROR || p->frag_at || !su_tell_may(bpf_ktime_get_boot_ns()))
+	if (!tell || p->flags & SU_PKT_ERROR || p->frag_at || !su_tell_may(SU_TELL_CLIENT, bpf_ktime_get_boot_ns()))
 		return TC_ACT_SHOT;
 	if (p->proto == IPPROTO_TCP && (tell & 0xff) == 1 && (tell >> 8 & 0xff) == SU_ICMP_UNREACH)
 		act = su_refuse_syn(skb, p);

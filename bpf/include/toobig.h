@@ -3,50 +3,15 @@
  * toobig.h - an answer that does not fit the tunnel: its sender is told, from the slice's address, how large it may be
  * (RFC 1191 section 4, RFC 4443 section 3.2), so that a path through the wrong node only costs it the bytes of the tunnel's headers.
  *
- * The error leaves by the routes of slices' addresses, marked as ours for the guard. A token bucket on each CPU
- * (1,000 a second, 50 at once, as net.ipv4.icmp_msgs_per_sec and _burst) keeps a flood of large packets from
- * becoming a flood of errors. Nobody is told about an ICMP error or a later fragment.
+ * The error leaves by the routes of slices' addresses, marked as ours for the guard, and not too often (tell.h).
+ * Nobody is told about an ICMP error or a later fragment.
  */
 #ifndef SU_TOOBIG_H
 #define SU_TOOBIG_H
 
 #include "icmp.h"
 #include "steer.h"
-
-#define SU_TOOBIG_BURST 50
-#define SU_TOOBIG_NS 1000000	/* nanoseconds a token */
-
-struct su_bucket {
-	__u64 refilled_ns;	/* boot clock */
-	__u64 tokens;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct su_bucket);
-} toobig_bucket SEC(".maps");
-
-/* Take a token. tc programs run with bottom halves off: nobody else is at this CPU's bucket. */
-static __always_inline bool su_toobig_may(__u64 now_ns)
-{
-	__u32 zero = 0;
-	struct su_bucket *b = bpf_map_lookup_elem(&toobig_bucket, &zero);
-	__u64 more;
-
-	if (!b)
-		return false;
-	more = (now_ns - b->refilled_ns) / SU_TOOBIG_NS;
-	if (more) {
-		b->tokens = b->tokens + more > SU_TOOBIG_BURST ? SU_TOOBIG_BURST : b->tokens + more;
-		b->refilled_ns = now_ns;
-	}
-	if (!b->tokens)
-		return false;
-	b->tokens--;
-	return true;
-}
+#include "tell.h"
 
 /* w->pkt came in by an uplink and is not to be carried, being larger than w->pkt.mtu (0: nothing fits). A tc action: the error on its way, or nothing. */
 static __noinline int su_toobig(struct __sk_buff *skb, struct su_work *w)
@@ -56,7 +21,7 @@ static __noinline int su_toobig(struct __sk_buff *skb, struct su_work *w)
 
 	if (!w->pkt.mtu || w->pkt.flags & SU_PKT_ERROR || w->pkt.frag_at)
 		return TC_ACT_SHOT;
-	if (!su_toobig_may(bpf_ktime_get_boot_ns()))
+	if (!su_tell_may(SU_TELL_INTERNET, bpf_ktime_get_boot_ns()))
 		return TC_ACT_SHOT;
 	if (w->pkt.flags & SU_PKT_IP6)
 		err = su_icmp_error(skb, &w->pkt, &w->pkt.dst, SU_ICMP6_TOO_BIG, 0);

@@ -266,8 +266,8 @@ class Arbiter:
     def turn(self, owner: int, new_per_s: int, now_ns: int) -> bool:
         return bool(self.run("t_turn", Args(claim=Claim(owner=owner), client=new_per_s, now_ns=now_ns)).result)
 
-    def tell(self, now_ns: int) -> bool:
-        return bool(self.run("t_tell", Args(now_ns=now_ns)).result)
+    def tell(self, whom: int, now_ns: int) -> bool:
+        return bool(self.run("t_tell", Args(client=whom, now_ns=now_ns)).result)
 
     def hand(self) -> int:
         value = self.maps["control"].lookup(bytes(4))

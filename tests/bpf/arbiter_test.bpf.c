@@ -248,6 +248,6 @@ int t_turn(struct test_args *args)
 SEC("syscall")
 int t_tell(struct test_args *args)
 {
-	args->result = su_tell_may(args->now_ns);
+	args->result = su_tell_may(args->client, args->now_ns);
 	return 0;
 }

@@ -535,16 +535,18 @@ def test_a_port_whose_claim_ends_is_free_in_its_destinations_bitmap(arbiter: Arb
     assert Slot.unpack(arbiter.maps["slots"].lookup(slot.to_bytes(4, "little")) or b"").flow.proto == 0
 
 
-def test_so_many_are_told_at_once_and_then_one_every_50_us(program: Path) -> None:
-    """tell.h, on one CPU: a thousand, 20,000 a second; a quiet second gives no more than the thousand."""
+@pytest.mark.parametrize(("whom", "burst", "token_ns"), [(0, 1000, 50_000), (1, 50, 1_000_000)])
+def test_so_many_are_told_at_once_and_then_by_and_by(program: Path, whom: int, burst: int, token_ns: int) -> None:
+    """tell.h, on one CPU. A quiet second gives no more than was there at first."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
     try:
         with Arbiter(program) as arbiter:
-            assert [arbiter.tell(START_NS) for _ in range(1002)] == [True] * 1000 + [False] * 2
-            assert not arbiter.tell(START_NS + 49_999)
-            assert [arbiter.tell(START_NS + 50_000) for _ in range(2)] == [True, False]
-            assert [arbiter.tell(START_NS + 250_000) for _ in range(5)] == [True] * 4 + [False]
-            assert [arbiter.tell(START_NS + 5 * NS) for _ in range(1001)] == [True] * 1000 + [False]
+            assert [arbiter.tell(whom, START_NS) for _ in range(burst + 2)] == [True] * burst + [False] * 2
+            assert not arbiter.tell(whom, START_NS + token_ns - 1)
+            assert [arbiter.tell(whom, START_NS + token_ns) for _ in range(2)] == [True, False]
+            assert [arbiter.tell(whom, START_NS + 5 * token_ns) for _ in range(5)] == [True] * 4 + [False]
+            assert [arbiter.tell(whom, START_NS + 5 * NS) for _ in range(burst + 1)] == [True] * burst + [False]
+            assert arbiter.tell(1 - whom, START_NS), "the other bucket"
     finally:
         os.sched_setaffinity(0, before)

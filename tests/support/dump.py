@@ -36,16 +36,19 @@ VOLATILE_MAPS = {
     "work",
     "hops",
     "onramp_hints",
-    "toobig_bucket",
+    "tells",
     "ways",
     "frags",
+    "permits",
+    "uses",
+    "tenants",
 }
 # struct su_node of bpf/include/abi.h: an underlay of 16 bytes, then flags; DOWN is 2, UNFIT 4.
 LEARNED_MAP = "nodes"
 LEARNED_BYTE = 16
 LEARNED_BITS = 2 | 4
 LEARNED_FILES = {"agent.lock", "agent.sock", "peers.json"}
-NO_DUMP = {"socks", "work", "hops", "onramp_hints", "toobig_bucket", "ways", "frags"}
+NO_DUMP = {"socks", "work", "hops", "onramp_hints", "tells", "ways", "frags"}
 VOLATILE_KEYS = {
     "expires",
     "cacheinfo",
