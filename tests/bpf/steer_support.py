@@ -45,7 +45,8 @@ from softunicast.kernel.abi import (
 )
 from softunicast.kernel.abi_util import addr_bytes, prefix_key
 from softunicast.kernel.bpf import BpfObject, object_path
-from softunicast.steering.oracle import Tables, checksum
+from softunicast.steering.oracle import Tables
+from softunicast.steering.oracle_packet import checksum
 from tests.support.packets import extension, fragment6, fragments, header6, routing
 
 GUE_PORT: Final = 6080

@@ -17,6 +17,7 @@ from softunicast.kernel import abi
 from softunicast.kernel.abi import Counter, Kind, SliceFlag, State
 from softunicast.kernel.abi_util import Word, addr_bytes, word_state
 from softunicast.kernel.bpf import BpfObject, object_path
+from tests.support.claims import flow_check
 from tests.support.sock_node import HOOKS, U32, boot_s
 
 SETTINGS = abi.Settings(
@@ -47,19 +48,9 @@ def loaded() -> Iterator[BpfObject]:
         yield made
 
 
-def check(flow: abi.Flow) -> int:
-    """su_flow_check() of word.h."""
-    local, remote = struct.unpack("=4I", flow.local), struct.unpack("=4I", flow.remote)
-    ports = struct.unpack("=HH", struct.pack("!HH", flow.local_port, flow.remote_port))
-    hash_ = local[0] ^ local[1] ^ local[2] ^ local[3]
-    for part in (remote[0] ^ remote[1] ^ remote[2], remote[3], ports[0] << 16 | ports[1], flow.proto):
-        hash_ = (hash_ * 0x9E3779B1 + part) & MASK
-    return hash_
-
-
 def put(loaded: BpfObject, flow: abi.Flow, kind: Kind, state: State, age_s: int) -> abi.Claim:
     word = Word(7, state, boot_s() - age_s & MASK).pack()
-    claim = abi.Claim(word=word, owner=42, kind=kind, check=check(flow), slot=abi.NONE)
+    claim = abi.Claim(word=word, owner=42, kind=kind, check=flow_check(flow), slot=abi.NONE)
     loaded.maps["flows"].update(flow.pack(), claim.pack())
     return claim
 

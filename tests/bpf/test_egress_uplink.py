@@ -12,6 +12,7 @@ from softunicast.kernel.abi_util import Word, word_state
 from softunicast.wire.craft import carried, echo, icmp_error, tcp, udp
 from softunicast.wire.packet import parse
 from tests.bpf.egress_bench import OK, REDIRECT, SHOT, UNSPEC, Bench, bench
+from tests.support.claims import flow_check
 from tests.support.dataplane import CLIENT, GATEWAY, MARK, OTHER, SERVER, SLICE, UNDERLAY, VETH_ONRAMP, packed, u32
 from tests.support.packets import ACK, RST, SYN, frame, gre, header4
 
@@ -51,21 +52,6 @@ def answer(proto: str, port: int, ttl: int = 60) -> bytes:
 
 def flow(proto: int, port: int, remote_port: int, remote: str = SERVER) -> Flow:
     return Flow(packed(SLICE), packed(remote), port, remote_port, proto)
-
-
-def flow_check(key: Flow) -> int:
-    """su_flow_check() of word.h: numbers as a little-endian machine reads them from the key."""
-
-    def words(raw: bytes) -> list[int]:
-        return [int.from_bytes(raw[i : i + 4], "little") for i in range(0, len(raw), 4)]
-
-    raw = key.pack()
-    local, remote = words(raw[:16]), words(raw[16:32])
-    ports = int.from_bytes(raw[32:34], "little") << 16 | int.from_bytes(raw[34:36], "little")
-    h = local[0] ^ local[1] ^ local[2] ^ local[3]
-    for part in (remote[0] ^ remote[1] ^ remote[2], remote[3], ports, key.proto):
-        h = (h * 0x9E3779B1 + part) & 0xFFFFFFFF
-    return h
 
 
 def put_claim(

@@ -18,7 +18,8 @@ import pytest
 from softunicast.kernel import netns
 from softunicast.kernel.abi import Counter, Drop, Stats, Uplink, UplinkFlag
 from softunicast.kernel.bpf import BpfObject
-from softunicast.steering.oracle import Decision, Fragments, Tables, Verdict, steer
+from softunicast.steering.oracle import Decision, Tables, Verdict, steer
+from softunicast.steering.oracle_packet import Fragments
 from tests.bpf import steer_support as support
 
 TC_UNSPEC, TC_SHOT, TC_REDIRECT = 0xFFFFFFFF, 2, 7

@@ -15,7 +15,7 @@ import pytest
 from softunicast.kernel import netns
 from softunicast.kernel.abi import Counter, Drop, LastDrop, Stats, Uplink, UplinkFlag
 from softunicast.kernel.bpf import BpfObject
-from softunicast.steering.oracle import checksum
+from softunicast.steering.oracle_packet import checksum
 from tests.bpf import steer_support as support
 from tests.bpf.steer_support import frame, gue, icmp, ip4, ip6, tcp, udp
 from tests.support.packets import fragments

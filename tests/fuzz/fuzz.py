@@ -34,7 +34,7 @@ from softunicast.egress.arbiter_oracle import Broken
 from softunicast.kernel.abi import Drop
 from softunicast.kernel.abi_util import addr_bytes
 from softunicast.kernel.bpf import BpfObject
-from softunicast.steering.oracle import parse as model_parse
+from softunicast.steering.oracle_packet import parse as model_parse
 from softunicast.wire import gue, pcap
 from softunicast.wire.packet import Malformed, checksum_errors, parse
 from tests.bpf.steer_support import Generator
@@ -76,7 +76,7 @@ class Seen:
     ports: tuple[int, int] | None = None
     error: bool = False
     echo_request: bool = False
-    quoted: tuple[bytes, int] | None = None
+    quoted: tuple[bytes, int, int] | None = None
 
 
 def by_model(frame: bytes) -> Seen:
@@ -105,13 +105,13 @@ def by_kernel(loaded: BpfObject, frame: bytes) -> Seen:
         return Seen(malformed=False, not_ip=True)
     if error:
         raise Different(f"su_parse answers {error}")
-    (_, _, layer4, _, _, _, total, fragment_at, ident, _, flags, proto, ttl, tos, _, _, _, _) = rest
+    (_, _, layer4, _, _, _, total, fragment_at, ident, _, flags, proto, ttl, tos, _, _, _, q_proto) = rest
     number = int.from_bytes(ident if flags & IP6 else ident[:2], "big") if flags & FRAG else 0
     source_port, target_port, q_port, _ = struct.unpack("!4H", ports)
     return Seen(
         False, False, source, target, proto, ttl, tos, total, layer4, bool(flags & IP6), bool(flags & OPTIONS),
         bool(flags & FRAG), fragment_at, number, (source_port, target_port) if flags & PORTS else None,
-        bool(flags & ERROR), bool(flags & ECHO_REQUEST), (q_source, q_port) if flags & QUOTE else None,
+        bool(flags & ERROR), bool(flags & ECHO_REQUEST), (q_source, q_port, q_proto) if flags & QUOTE else None,
     )  # fmt: skip
 
 

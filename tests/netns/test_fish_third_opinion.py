@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from softunicast.kernel import netns
-from softunicast.steering.oracle import ETHERNET, Packet, parse
+from softunicast.steering.oracle_packet import ETHERNET, Packet, parse
 from softunicast.wire import craft
 from tests.support.dataplane import CLIENT, SERVER, SLICE, namespaces, packed, run, sysctl
 from tests.support.fish_oracle import same

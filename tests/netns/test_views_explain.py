@@ -22,7 +22,7 @@ from softunicast.kernel.abi import NONE, Claim, Counter, Drop, Flow, Kind, Node,
 from softunicast.kernel.abi_util import Word
 from softunicast.wire.craft import echo, tcp, udp
 from tests.bpf.egress_bench import OK, REDIRECT, SHOT, UNSPEC, Bench, bench
-from tests.bpf.test_egress_uplink import flow_check
+from tests.support.claims import flow_check
 from tests.support.dataplane import CLIENT, ME, OTHER, SERVER, SETTINGS, SLICE, VETH_ONRAMP, packed, u32
 from tests.support.packets import ACK, SYN
 

@@ -29,6 +29,10 @@ def age(maps: Mapping[str, Map], seconds: int) -> None:
     """As if the clock moved on by so much."""
     for name, places in SECONDS_AT.items():
         maps[name].update_many({key: older(value, places, seconds) for key, value in maps[name].items()})
+    frags = maps["frags"]
+    for key, value in list(frags.items()):
+        learned_ns = struct.unpack_from("=Q", value)[0] - seconds * NS
+        frags.update(key, struct.pack("=Q", learned_ns & (1 << 64) - 1) + value[8:])
     for key, value in list(maps["crowds"].items()):
         full = (max(0, until_ns - seconds * NS) for until_ns in struct.unpack_from("=QQ", value))
         maps["crowds"].update(key, struct.pack("=QQ", *full) + value[16:])

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the oracle of fish remembers: claims, their inner sides and the hints that lead to them; how a flow gets a port,
-and what state it is in after a packet (RFC 5382 sections 5 and 7)."""
+"""What the oracle of fish remembers: claims, their inner sides and the hints that lead to them, what first fragments
+said; how a flow gets a port, and what state it is in after a packet (RFC 5382 sections 5 and 7)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final, NamedTuple, Self
 
-from softunicast.egress.arbiter_oracle import Answer, Ask, Broken, Given, Held, Holder, Key, Oracle, Phase
+from softunicast.egress.arbiter_oracle import NS, Answer, Ask, Broken, Given, Held, Holder, Key, Oracle, Phase
 from softunicast.kernel.abi import Counter, Drop
 from softunicast.kernel.abi_util import MAPPED
-from softunicast.steering.oracle import TCP, Packet
+from softunicast.steering.oracle_packet import TCP, Fragments, Packet
 from tests.support import fish_packets as packets
 from tests.support.fish_packets import ACK, FIN, RST, SYN
 
@@ -87,10 +87,17 @@ class Memory:
     arbiter: Oracle
     inside: dict[Key, Inside] = field(default_factory=dict)
     origin: dict[InnerFlow, tuple[Key, int]] = field(default_factory=dict)
+    fragments: Fragments = field(default_factory=Fragments)
 
     def copy(self) -> Self:
         """What is remembered, apart from this one; all else is shared."""
-        return replace(self, arbiter=self.arbiter.copy(), inside=dict(self.inside), origin=dict(self.origin))
+        return replace(
+            self,
+            arbiter=self.arbiter.copy(),
+            inside=dict(self.inside),
+            origin=dict(self.origin),
+            fragments=self.fragments.copy(),
+        )
 
     def compare(self, now_ns: int, table: Mapping[Key, tuple[Held, Inside]], origin: Mapping[InnerFlow, Key]) -> None:
         """All of both maps."""
@@ -136,6 +143,7 @@ class Memory:
 
     def age(self, seconds: int) -> None:
         self.arbiter.age(seconds)
+        self.fragments.age(seconds * NS)
 
     # Flows ----------------------------------------------------------------------------------------------
 
@@ -216,7 +224,7 @@ class Memory:
                 seen, after = 0, Phase.NEW
             elif seen & both != both:
                 seen, after = seen & ~SEEN_RST, Phase.OPEN
-        elif not out and phase is Phase.NEW:
+        elif not out and phase is Phase.NEW and not packets.is_bare_syn(packet):
             after = Phase.OPEN
         self.inside[key] = replace(inside, tcp_seen=seen)
         if not out and phase is Phase.LINGER and after is Phase.LINGER:

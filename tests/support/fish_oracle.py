@@ -16,18 +16,19 @@ nanoseconds of the boot clock; `age` makes all that is remembered older, which i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Final
 
-from softunicast.egress.arbiter_oracle import Answer, Broken, Held, Holder, Key, Phase
-from softunicast.kernel.abi import NONE, Counter, Drop, Owner, Slice
-from softunicast.kernel.abi_util import MAPPED, addr_ip
-from softunicast.steering.oracle import ETHERNET, TCP, UDP, Packet, Tables, Verdict, carry, parse, steer
+from softunicast.egress.arbiter_oracle import Broken, Held, Holder, Key, Phase
+from softunicast.kernel.abi import NONE, Counter, Drop, Owner
+from softunicast.kernel.abi_util import addr_ip
+from softunicast.steering.oracle import Verdict, carry, steer
+from softunicast.steering.oracle_packet import ETHERNET, TCP, UDP, Packet, parse
 from tests.support import fish_packets as packets
-from tests.support.fish_memory import NOBODY, NOT_FOUND, Did, InnerFlow, Inside, Memory, Network, Ramp
+from tests.support.fish_guard import OK, REDIRECT, UNSPEC, Expected, Guard, peeked
+from tests.support.fish_memory import NOBODY, NOT_FOUND, Did, InnerFlow, Network, Ramp
 from tests.support.fish_packets import ACK, RST, SYN
 
-OK, SHOT, REDIRECT, UNSPEC = 0, 2, 7, 0xFFFFFFFF
 TOLD: Final = {
     Drop.TOO_BIG: ((3, 4), (2, 0)),
     Drop.PROTOCOL: ((3, 2), (1, 1)),
@@ -35,28 +36,14 @@ TOLD: Final = {
 }
 
 
-@dataclass
-class Expected:
-    """`data` None: not compared. `where`: what the case is called in the tally."""
-
-    where: str
-    verdict: int
-    data: bytes | None
-    mark: int
-    drop: Drop | None = None
-    counts: dict[Counter, int] = field(default_factory=dict)
-
-
 @dataclass(kw_only=True)
-class Fish(Memory):
-    """One node. `slices` are those of the map, for the guard's search; `arbiter` knows them too. `ramps` by ifindex."""
+class Fish(Guard):
+    """One node. `ramps` by ifindex."""
 
-    tables: Tables
     ramps: dict[int, Ramp]
     never: tuple[Network, ...]
     mtu: int
     mac: bytes
-    slices: list[Slice]
     ready: bool = True
 
     # Judging ------------------------------------------------------------------------------------------
@@ -64,7 +51,10 @@ class Fish(Memory):
     def judge(self, program: str, ifindex: int, frame: bytes, mark: int, now_ns: int, did: Did) -> str:
         """Judges one packet and remembers what follows; what the case is called. Broken says what is wrong."""
         way = {"su_onramp_in": self._onramp, "su_uplink_in": self._uplink, "su_guard": self._guard}[program]
+        followed = self.fragments.followed
         expected = way(ifindex, frame, mark, now_ns, did)
+        if self.fragments.followed > followed:
+            expected.counts = {**expected.counts, Counter.FRAGMENTS: self.fragments.followed - followed}
         drops = {expected.drop: 1} if expected.drop else {}
         if did.drops != drops:
             raise Broken(f"{expected.where}: dropped for {did.drops}, expected {drops}")
@@ -88,6 +78,9 @@ class Fish(Memory):
         if packet is None:
             return Expected("onramp stack: not IP", OK, frame, mark)
         if packet.malformed:
+            return self._dropped("onramp", Drop.MALFORMED, mark)
+        # One that cannot be followed is still the stack's, perhaps.
+        if packet.fragment and self.fragments.follow(packet, now_ns, ramp.number) is Drop.MALFORMED:
             return self._dropped("onramp", Drop.MALFORMED, mark)
         inner = self._inner(packet, ramp.number)
         known = self._known(packet, inner, ramp.owner, Holder.PACKET) if inner is not None and packet.ttl > 1 else None
@@ -122,6 +115,8 @@ class Fish(Memory):
         if listed(self.never, packet.target) or listed(ramp.bypass, packet.target):
             return OK
         if packet.fragment:
+            return Drop.FRAGMENT_EARLY if packet.fragment_at else Drop.FRAGMENT
+        if packet.fragment_at:
             return Drop.FRAGMENT
         if packet.ttl <= 1:
             return Drop.HOPS
@@ -130,7 +125,7 @@ class Fish(Memory):
         if packet.ports is None:
             return Drop.PROTOCOL
         begins = packets.tcp_flags(packet) & (SYN | ACK | RST) == SYN
-        if packets.is_echo_reply(packet) or (packet.proto == TCP and not begins):
+        if packet.echo_reply or (packet.proto == TCP and not begins):
             return Drop.NOT_INITIAL
         return None
 
@@ -162,16 +157,13 @@ class Fish(Memory):
         if len(packet.frame) - ETHERNET > self.mtu:
             return self._refused(ramp, packet, Drop.TOO_BIG, mark, counts)
         data = packets.translated(packet, key.local, key.local_port, target=False, hop=True)
-        return self._left(f"onramp {what}", packet, data, mark, counts)
+        return self._left(f"onramp {what}{later(packet)}", packet, data, mark, counts)
 
     def _left(self, where: str, packet: Packet, data: bytes, mark: int, counts: dict[Counter, int]) -> Expected:
         settings = self.tables.settings
         size = len(packet.frame) - ETHERNET
         counts = {**counts, Counter.OUT_PACKETS: 1, Counter.OUT_BYTES: size}
         return Expected(where, REDIRECT, data, mark & ~settings.mask | settings.mark, counts=counts)
-
-    def _dropped(self, where: str, drop: Drop, mark: int, counts: dict[Counter, int] | None = None) -> Expected:
-        return Expected(f"{where} drop {drop.name}", SHOT, None, mark, drop, counts or {})
 
     def _refused(self, ramp: Ramp, packet: Packet, drop: Drop, mark: int, counts: dict[Counter, int]) -> Expected:
         """Dropped, and its sender is told if it should know."""
@@ -181,7 +173,7 @@ class Fish(Memory):
             tell = ((3, 3), (1, 4)) if packet.proto == UDP else ((3, 1), (1, 3))
         if drop is Drop.PROTOCOL and packet.proto in packets.ECHOES:
             tell = None
-        if tell is None or packet.error or packets.is_later_fragment(packet):
+        if tell is None or packet.error or packet.fragment_at:
             return self._dropped("onramp", drop, mark, counts)
         if none_left and packet.proto == TCP:
             counts = {**counts, Counter.RST_SENT: 1}
@@ -198,15 +190,20 @@ class Fish(Memory):
         kind = int.from_bytes(frame[12:14], "big")
         packet = parse(frame, ETHERNET, kind)
         fleet = self.tables.addresses
-        if packet is None or len(frame) < ETHERNET + packets.header_size(kind) or frame[:6] != self.mac:
+        settings = self.tables.settings
+        if packet is None or len(frame) < ETHERNET + packets.header_size(kind):
+            return Expected("uplink stack", UNSPEC, frame, mark)
+        # A client's packet that turned round is for us, whatever its Ethernet header says.
+        turned = mark & settings.mask == settings.mark
+        mark &= ~settings.mask if turned else -1
+        if frame[:6] != self.mac and not turned:
             return Expected("uplink stack", UNSPEC, frame, mark)
         target = peeked(frame, kind, target=True)
-        settings = self.tables.settings
         if target not in fleet and (target not in (settings.underlay4, settings.underlay6) or packet.malformed):
             return Expected("uplink stack", UNSPEC, frame, mark)
         if packet.malformed:
             return self._dropped("uplink", Drop.MALFORMED, mark)
-        said = steer(self.tables, frame, ifindex=ifindex)
+        said = steer(self.tables, frame, ifindex=ifindex, fragments=self.fragments, now_ns=now_ns)
         counts = {Counter.CARRIED_IN: 1} if said.uncovered else {}
         if said.verdict is Verdict.DROP:
             return self._carried_not(said.drop, mark, counts, did)
@@ -218,12 +215,17 @@ class Fish(Memory):
         assert plain is not None
         if plain.target not in fleet:
             return Expected("uplink stack", UNSPEC, frame, mark)
+        followed = plain.fragment
+        if followed:  # by steer(), and counted there
+            self.fragments.follow(plain, now_ns)
+            self.fragments.followed -= 1
         if plain.echo_request:
-            if said.uncovered:
+            if said.uncovered and not followed:
                 return self._dropped("uplink", Drop.NO_CLAIM, mark, counts)
             data = packets.echo_answer(plain)
+            counts = {**counts, Counter.ECHO_ANSWERED: 1}
             marked = mark & ~settings.mask | settings.mark
-            return Expected("uplink ping", REDIRECT, data, marked, counts={Counter.ECHO_ANSWERED: 1})
+            return Expected(f"uplink ping{later(plain)}", REDIRECT, data, marked, counts=counts)
         return self._deliver(ifindex, plain, mark, now_ns, counts, did)
 
     def _carried_not(self, drop: Drop, mark: int, counts: dict[Counter, int], did: Did) -> Expected:
@@ -285,109 +287,17 @@ class Fish(Memory):
             self._track(key, packet, now_ns, out=False)
         size = len(packet.frame) - ETHERNET
         counts = {**counts, Counter.IN_PACKETS: 1, Counter.IN_BYTES: size}
-        where = "uplink error to client" if packet.error else "uplink client"
+        where = "uplink error to client" if packet.error else f"uplink client{later(packet)}"
         return Expected(where, REDIRECT, self._inwards(packet, key, hop=True), mark, counts=counts)
 
-    # The guard ------------------------------------------------------------------------------------------
 
-    def _guard(self, ifindex: int, frame: bytes, mark: int, now_ns: int, did: Did) -> Expected:
-        settings, kind = self.tables.settings, int.from_bytes(frame[12:14], "big")
-        if mark & settings.mask == settings.mark:
-            return Expected("guard marked", OK, frame, mark & ~settings.mask)
-        packet = parse(frame, ETHERNET, kind)
-        if packet is None or len(frame) < ETHERNET + packets.header_size(kind):
-            return Expected("guard other", UNSPEC, frame, mark)
-        if peeked(frame, kind, target=False) not in self.tables.addresses:
-            return Expected("guard other", UNSPEC, frame, mark)
-        if packet.malformed:
-            return self._dropped("guard", Drop.MALFORMED, mark)
-        if packet.fragment:
-            return self._dropped("guard", Drop.FRAGMENT, mark)
-        quote = packets.quote_of(packet)
-        if packet.error and quote is not None:
-            key = Key(quote.proto, quote.target, quote.target_port, quote.source, quote.source_port)
-        elif packet.ports is not None:
-            key = Key(packet.proto, packet.source, packet.ports[0], packet.target, packet.ports[1])
-        else:
-            return self._dropped("guard", Drop.GUARD_NO_CLAIM, mark)
-        claims = self.arbiter.claims
-        if key not in claims and packet.proto == UDP:
-            wildcard = Key(key.proto, key.local, key.local_port, NOBODY, 0)
-            key = wildcard if wildcard in claims else key
-        if key not in claims:
-            return self._guard_begin(packet, key, mark, now_ns, did)
-        held, inside, flags = claims[key], self.inside[key], packets.tcp_flags(packet)
-        if held.holder is Holder.LOCAL and (inside.inner, inside.inner_port) == (key.local, key.local_port):
-            if packet.error:
-                self.arbiter.refresh(key, held.phase, now_ns)
-            else:
-                self._track(key, packet, now_ns, out=True)
-        elif held.holder is Holder.SOCKET:
-            phase = Phase.OPEN if held.phase is Phase.NEW and flags & ACK else held.phase
-            if not (phase is Phase.LINGER and flags & RST):
-                self.arbiter.refresh(key, phase, now_ns)
-        else:
-            return self._dropped("guard", Drop.GUARD_FOREIGN, mark)
-        return Expected("guard passed", OK, frame, mark, counts={Counter.GUARD_PASSED: 1})
-
-    def _guard_begin(self, packet: Packet, key: Key, mark: int, now_ns: int, did: Did) -> Expected:
-        """A local packet of a flow that nobody holds."""
-        begins = packets.tcp_flags(packet) & (SYN | ACK | RST) == SYN
-        if packet.error or packets.is_echo_reply(packet) or (packet.proto == TCP and not begins):
-            return self._dropped("guard", Drop.GUARD_NO_CLAIM, mark)
-        owner = self.tables.owner(replace(packet, target=key.local), key.local_port)
-        if isinstance(owner, Owner) and owner.node == self.tables.settings.node:
-            return self._guard_exact(packet, key, owner.slice, mark, now_ns, did)
-        live = [i for i, one in enumerate(self.slices) if one.addr == key.local and self.arbiter.slices[i].live]
-        live = [i for i in live if not self.arbiter.slices[i].drain]
-        if packet.proto in (TCP, UDP) or not live:
-            return self._dropped("guard", Drop.GUARD_NO_CLAIM, mark)
-        inner = self._inner(packet, 0)
-        assert inner is not None
-        found = self._known(packet, inner, 0, Holder.LOCAL)
-        counts = {Counter.LOCAL_OUT: 1}
-        if found is None:
-            chosen = (live[0],)
-            stack = Ramp(0, 0, NOBODY, NOBODY, chosen, chosen, (), ())
-            begun = self._begin(stack, inner, now_ns, did, Holder.LOCAL)
-            if isinstance(begun, Drop):
-                return self._dropped("guard", begun, mark)
-            counts[Counter.CLAIM_LOCAL] = 1
-            found = begun
-        self.arbiter.refresh(found, self.arbiter.claims[found].phase, now_ns)
-        data = packets.translated(packet, found.local, found.local_port, target=False, hop=False)
-        return Expected("guard rewritten", OK, data, mark, counts=counts)
-
-    def _guard_exact(self, packet: Packet, key: Key, index: int, mark: int, now_ns: int, did: Did) -> Expected:
-        """It claims its flow as it stands, if its port may be claimed exactly."""
-        if packet.proto == UDP and key.local_port < self.slices[index].udp_exact_first:
-            return self._dropped("guard", Drop.GUARD_NO_CLAIM, mark)
-        table = did.table()
-        if not self.arbiter.slices[index].may_claim(now_ns):
-            answer, drop = Answer.NO_SLICE, Drop.GUARD_NO_CLAIM
-        elif Drop.TABLE_FULL in did.drops:
-            answer, drop = Answer.TABLE_FULL, Drop.TABLE_FULL
-        else:
-            given = self._given(table)
-            self._take(given, Inside(key.local, key.local_port))
-            self.arbiter.exact(key, index, Holder.LOCAL, 0, Answer.CLAIMED, given, now_ns)
-            self._settle(table, now_ns)
-            counts = {Counter.CLAIM_LOCAL: 1, Counter.GUARD_PASSED: 1}
-            return Expected("guard claimed", OK, packet.frame, mark, counts=counts)
-        self.arbiter.exact(key, index, Holder.LOCAL, 0, answer, None, now_ns)
-        self._settle(table, now_ns)
-        return self._dropped("guard", drop, mark)
+def later(packet: Packet) -> str:
+    """A word for the tally."""
+    return " later fragment" if packet.fragment_at else ""
 
 
 def listed(networks: tuple[Network, ...], address: bytes) -> bool:
     return any(addr_ip(address) in network for network in networks)
-
-
-def peeked(frame: bytes, ether_type: int, *, target: bool) -> bytes:
-    """Source or target where an IP header has it, whatever the rest is like."""
-    if ether_type == 0x86DD:
-        return frame[38:54] if target else frame[22:38]
-    return MAPPED + (frame[30:34] if target else frame[26:30])
 
 
 def same(left: bytes, right: bytes) -> bool:

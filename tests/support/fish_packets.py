@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the oracle of fish reads in a packet, and the packets it expects, byte for byte.
 
-Reading starts where steering.oracle.parse ends: flags of TCP, types of ICMP, what an error quotes. Writing follows
-RFC 1624 for what changes in a packet, so that a checksum that was wrong stays wrong by as much, and RFC 9293, 792 and
-4443 for answers.
+Reading starts where steering.oracle_packet.parse ends: flags of TCP, types of ICMP, what an error quotes. Writing
+follows RFC 1624 for what changes in a packet, so that a checksum that was wrong stays wrong by as much, and RFC 9293,
+792 and 4443 for answers.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from softunicast.kernel.abi_util import addr_ip
-from softunicast.steering.oracle import (
+from softunicast.kernel.abi_util import MAPPED, addr_ip
+from softunicast.steering.oracle_packet import (
     ECHO_REPLY,
     ECHO_REQUEST,
     ETHERNET,
@@ -21,7 +21,6 @@ from softunicast.steering.oracle import (
     ICMP6,
     IP4_HEADER,
     IP6_HEADER,
-    MAPPED,
     TCP,
     UDP,
     Packet,
@@ -49,7 +48,8 @@ class Quote:
 
 def tcp_flags(packet: Packet) -> int:
     """0 unless it is TCP whose header is there."""
-    return packet.frame[packet.layer4 + 13] if packet.proto == TCP and packet.ports is not None else 0
+    there = packet.proto == TCP and packet.ports is not None and not packet.fragment_at
+    return packet.frame[packet.layer4 + 13] if there else 0
 
 
 def is_bare_syn(packet: Packet) -> bool:
@@ -58,22 +58,9 @@ def is_bare_syn(packet: Packet) -> bool:
 
 def icmp_type(packet: Packet) -> int:
     """-1 unless it is ICMP (in IPv6: ICMPv6) whose header is there."""
-    if packet.proto != (ICMP6 if packet.ip6 else ICMP) or is_later_fragment(packet):
+    if packet.proto != (ICMP6 if packet.ip6 else ICMP) or packet.fragment_at:
         return -1
     return packet.frame[packet.layer4]
-
-
-def is_later_fragment(packet: Packet) -> bool:
-    frame, at = packet.frame, packet.offset
-    if not packet.fragment:
-        return False
-    if packet.ip6:
-        return follow(frame, at + IP6_HEADER, frame[at + 6]).fragment_offset > 0
-    return bool(struct.unpack_from("!H", frame, at + 6)[0] & 0x1FFF)
-
-
-def is_echo_reply(packet: Packet) -> bool:
-    return icmp_type(packet) == ECHO_REPLY[ICMP6 if packet.ip6 else ICMP]
 
 
 def quote_of(packet: Packet) -> Quote | None:
@@ -136,9 +123,12 @@ def _set_address(frame: bytearray, ip: int, ip6: bool, address: bytes, *, target
 
 
 def translated(packet: Packet, address: bytes, port: int, *, target: bool, hop: bool) -> bytes:
-    """The frame with its source (or target) replaced. TCP, UDP, echo."""
+    """The frame with its source (or target) replaced. TCP, UDP, echo; of a later fragment only what IP says."""
     frame, ip6, l4 = bytearray(packet.frame), packet.ip6, packet.layer4
     assert packet.ports is not None
+    if packet.fragment_at:
+        _set_address(frame, packet.offset, ip6, address, target=target, hop=hop)
+        return bytes(frame)
     was = _wire(packet.target if target else packet.source, ip6)
     old = struct.pack("!H", packet.ports[1 if target else 0])
     new = struct.pack("!H", port)
@@ -211,11 +201,12 @@ def error(packet: Packet, source: bytes, kind: int, code: int, mtu: int = 0) -> 
 
 
 def echo_answer(packet: Packet) -> bytes:
-    """The reply to a ping, made in place."""
+    """The reply to a ping, made in place. A later fragment of one has no type to turn."""
     frame, at, l4 = bytearray(packet.frame), packet.offset, packet.layer4
-    before = bytes(frame[l4 : l4 + 2])
-    frame[l4], frame[l4 + 1] = ECHO_REPLY[packet.proto], 0
-    _update(frame, l4 + 2, before, bytes(frame[l4 : l4 + 2]))
+    if not packet.fragment_at:
+        before = bytes(frame[l4 : l4 + 2])
+        frame[l4], frame[l4 + 1] = ECHO_REPLY[packet.proto], 0
+        _update(frame, l4 + 2, before, bytes(frame[l4 : l4 + 2]))
     if packet.ip6:
         frame[at + 7] = 64
         frame[at + 8 : at + 40] = packet.target + packet.source

@@ -13,13 +13,13 @@ from typing import Final
 
 from softunicast.egress.arbiter_oracle import Broken, Holder, Key
 from softunicast.kernel.abi_util import MAPPED, addr_ip
-from softunicast.steering.oracle import ICMP, ICMP6, TCP, UDP
+from softunicast.steering.oracle_packet import ICMP, ICMP6, TCP, UDP
 from softunicast.wire import craft
 from tests.fuzz.damage import damaged
 from tests.support.dataplane import GATEWAY, GATEWAY6, MARK, UNDERLAY
 from tests.support.fish_memory import NOBODY
 from tests.support.fish_world import SLICES, World
-from tests.support.packets import extension, fragment6, frame, gre, header4, header6
+from tests.support.packets import extension, fragment6, fragments, frame, gre, header4, header6
 
 CLIENTS: Final = ("10.8.0.2", "10.8.0.3", "10.8.7.7")
 CLIENTS6: Final = ("2001:db8:8::2", "2001:db8:8::3")
@@ -40,6 +40,9 @@ class Traffic:
     damage: float = 0.12
     random: random.Random = field(init=False)
     tally: Tally[str] = field(default_factory=Tally)
+    rest: list[bytes] = field(default_factory=list)
+    later: list[tuple[str, str, bytes, int]] = field(default_factory=list)
+    """Fragments that are still to come."""
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -67,7 +70,7 @@ class Traffic:
 
     def beside(self) -> None:
         r, world = self.random, self.world
-        if r.random() < 1 / 60:
+        if r.random() < 1 / 90:
             world.age(r.choice(JUMPS))
             self.tally_beside("jump")
         if r.random() < 1 / 12:
@@ -117,10 +120,15 @@ class Traffic:
 
     def packet(self) -> tuple[str, str, bytes, int]:
         r = self.random
+        if self.later and r.random() < 0.5:
+            return self.later.pop(0)
         kinds: list[Callable[[], tuple[str, str, bytes, int]]] = [
             self.from_client, self.strange_from_client, self.answer, self.strange_answer, self.from_stack,
         ]  # fmt: skip
-        return r.choices(kinds, [40, 8, 30, 10, 12])[0]()
+        self.rest = []
+        program, device, whole, mark = r.choices(kinds, [40, 8, 30, 10, 12])[0]()
+        self.later += [(program, device, piece, mark) for piece in self.rest]
+        return program, device, whole, mark
 
     def remote_port(self) -> int:
         return self.random.choice((443, 443, 443, 53))
@@ -144,8 +152,14 @@ class Traffic:
         return craft.echo(source, target, sport or dport, payload=self.body(), reply=not sport, ttl=ttl)
 
     def dressed(self, packet: bytes) -> bytes:
-        """Sometimes with options, extension headers, as a fragment, with bytes behind."""
+        """Sometimes with options, extension headers, as a fragment, with bytes behind; or one of its fragments, and the
+        others come later."""
         r = self.random
+        if len(packet) > 20 + 20 * (packet[0] >> 4 == 6) and r.random() < 0.1:
+            pieces = fragments(packet, r.choice([8, 24, 24, 40]), r.randrange(40))[:4]
+            chosen = pieces.pop(0 if r.random() < 0.85 else -1)
+            self.rest = [frame(piece) for piece in pieces]
+            return frame(chosen)
         if r.random() < 0.9:
             return frame(packet)
         if packet[0] >> 4 == 6:

@@ -48,6 +48,8 @@ from softunicast.kernel.abi import (
     Policy,
     PolicyFlag,
     Pool,
+    ProbeFlag,
+    Site,
     Slice,
     SliceFlag,
     Slot,
@@ -62,6 +64,7 @@ from softunicast.steering.oracle import Tables
 from softunicast.wire.craft import mac_bytes
 from tests.support import dataplane
 from tests.support.ageing import age
+from tests.support.claims import flow_check
 from tests.support.dataplane import GATEWAY, GATEWAY6, ME, OTHER, UNDERLAY, namespaces, packed, run, u32
 from tests.support.fish_memory import Did, InnerFlow, Inside, Ramp
 from tests.support.fish_oracle import Fish
@@ -90,21 +93,9 @@ COUNTED: Final = (
     Counter.CLAIM_PACKET, Counter.CLAIM_LOCAL, Counter.REFUSED_PACKET, Counter.OUT_PACKETS, Counter.OUT_BYTES,
     Counter.IN_PACKETS, Counter.IN_BYTES, Counter.SOCKET_IN, Counter.LOCAL_OUT, Counter.LOCAL_IN,
     Counter.CARRIED_OUT, Counter.CARRIED_IN, Counter.RST_SENT, Counter.ICMP_SENT, Counter.ECHO_ANSWERED,
-    Counter.GUARD_PASSED, Counter.PROBE_ANSWERED,
+    Counter.GUARD_PASSED, Counter.PROBE_ANSWERED, Counter.FRAGMENTS,
 )  # fmt: skip
 ROW: Final = struct.Struct(f"={Stats.SIZE // 8}Q")
-GOLDEN: Final = 0x9E3779B1
-
-
-def flow_check(key: Key) -> int:
-    """su_flow_check of word.h, for who fills in a claim by hand."""
-    local, remote = struct.unpack("=4I", key.local), struct.unpack("=4I", key.remote)
-    raw = struct.pack("!HH", key.local_port, key.remote_port)
-    first, second = struct.unpack("=HH", raw)
-    value = local[0] ^ local[1] ^ local[2] ^ local[3]
-    for word in (remote[0] ^ remote[1] ^ remote[2], remote[3], first << 16 | second, key.proto):
-        value = (value * GOLDEN + word) & 0xFFFFFFFF
-    return value
 
 
 def signed(seconds: int) -> int:
@@ -219,9 +210,9 @@ class World:
         holder = Holder.PEER if peer else Holder.SOCKET
         owner = OTHER if peer else self.cookies
         state = State.OPEN if open_ else State.NEW
-        slot = self.free_slot()
+        slot, flow = self.free_slot(), Flow.unpack(flow_of(key))
         claim = Claim(
-            word=Word(generation, state, now_s).pack(), owner=owner, kind=Kind[holder.name], check=flow_check(key),
+            word=Word(generation, state, now_s).pack(), owner=owner, kind=Kind[holder.name], check=flow_check(flow),
             slot=slot, slice=index, born_s=now_s,
         )  # fmt: skip
         try:
@@ -229,7 +220,7 @@ class World:
         except OSError:
             return False
         if slot != NONE:
-            self.egress.maps["slots"].update(u32(slot), Slot(Flow.unpack(flow_of(key)), now_s).pack())
+            self.egress.maps["slots"].update(u32(slot), Slot(flow, now_s).pack())
         self.fish.claim(key, Held(holder, owner, Phase[state.name], now_s, generation, index), Inside())
         return True
 
@@ -347,7 +338,9 @@ def contents(devices: dict[str, int]) -> tuple[dict[str, dict[bytes, bytes]], li
         "nodes": {u32(ME): Node(packed(UNDERLAY), 1).pack(), u32(OTHER): Node(packed("192.0.2.12"), 1).pack()},
         "peers": {packed("192.0.2.12"): u32(OTHER)},
         "uplinks": {u32(0): Uplink(devices["up0"], MTU, UplinkFlag.ONE_HOP).pack()},
-        "control": {u32(0): Control(1, 0, 0).pack()},
+        "sites": {u32(SETTINGS.site): Site(0, 2).pack()},
+        "site_nodes": {u32(0): u32(ME), u32(1): u32(OTHER)},
+        "control": {u32(0): Control(1, 0, 0, ProbeFlag.FIT).pack()},
     }
     return maps, slices, ramps
 
