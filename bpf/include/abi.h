@@ -198,7 +198,7 @@ struct su_onramp {
 	__u32 max_flows;	/* claims it may hold at a time; 0: no limit */
 	__u32 new_per_s;	/* flows it may begin a second, at most 1,000,000; 0: no limit */
 	__u16 mss;		/* largest MSS in a SYN of IPv4, of IPv6 20 less; 0: as it is */
-	__u16 pad;
+	__u16 mtu;		/* of the device, bytes, Ethernet header not counted; 0: not known, all fits */
 };
 _Static_assert(sizeof(struct su_onramp) == 88, "su_onramp");
 
@@ -473,7 +473,7 @@ enum su_drop {
 	SU_DROP_TO_FLEET = 22,		/* from inside to an address of the fleet, and not to be hairpinned */
 	SU_DROP_NOT_INITIAL = 23,	/* from a client, of no flow, and cannot begin one (TCP without SYN) */
 	SU_DROP_ERROR_UNKNOWN = 24,	/* an ICMP error that quotes no flow of ours */
-	SU_DROP_TOO_BIG = 25,		/* does not fit the tunnel, or a client's packet the uplink (its sender is told) */
+	SU_DROP_TOO_BIG = 25,		/* does not fit the tunnel, a client's packet the uplink, an answer the on-ramp (its sender is told) */
 	SU_DROP_ENCAP = 26,		/* the kernel refused to add or remove headers */
 	SU_DROP_ONRAMP = 27,		/* the on-ramp is gone or not configured */
 	SU_DROP_HOPS = 28,		/* a client's time to live ran out here (it is told) */

@@ -89,6 +89,10 @@ static __always_inline int su_deliver_packet(struct __sk_buff *skb, struct su_wo
 		if (err)
 			return err;
 	}
+	if (onramp->mtu && len > onramp->mtu && su_segment_len(skb, &w->pkt) > onramp->mtu) {
+		w->pkt.mtu = onramp->mtu;
+		return -SU_DROP_TOO_BIG;
+	}
 	if (!su_deliver_refresh(live, w, wildcard))
 		return -SU_DROP_NO_CLAIM;
 	/* From a client of the fleet to another: its source is a slice's, and su_guard_other is to let it go. */

@@ -115,21 +115,6 @@ static __noinline int su_onramp_turn(struct __sk_buff *skb, const struct su_pkt 
 	return bpf_redirect(ifindex, BPF_F_INGRESS);
 }
 
-/* Bytes of the largest packet, IP header included, that this one will be on the wire. */
-static __noinline __u32 su_segment_len(struct __sk_buff *skb, const struct su_pkt *p)
-{
-	__u32 gso_size = *(volatile __u32 *)&skb->gso_size, headers = p->l4_off - p->l2_len;
-	__u8 doff;
-
-	if (!gso_size)
-		return skb->len - p->l2_len;
-	if (p->proto != IPPROTO_TCP)
-		return gso_size + headers + sizeof(struct udphdr);
-	if (bpf_skb_load_bytes(skb, p->l4_off + 12, &doff, 1))
-		return ~0u;
-	return gso_size + headers + (doff >> 4) * 4;
-}
-
 /* Its outer flow is w->flow: rewrite it and let it go. A tc action or -SU_DROP_x. */
 static __noinline int su_onramp_send(struct __sk_buff *skb, struct su_work *w, __u64 now_ns)
 {

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * toobig.h - an answer that does not fit the tunnel: its sender is told, from the slice's address, how large it may be
- * (RFC 1191 section 4, RFC 4443 section 3.2), so that a path through the wrong node only costs it the bytes of the tunnel's headers.
+ * toobig.h - an answer that does not fit the tunnel, or its on-ramp: its sender is told, from the slice's address, how large
+ * it may be (RFC 1191 section 4, RFC 4443 section 3.2), so that a path through the wrong node only costs it the bytes of the
+ * tunnel's headers, and a client behind a tunnel of its own only those of that.
  *
  * The error leaves by the routes of slices' addresses, marked as ours for the guard, and not too often (tell.h).
  * Nobody is told about an ICMP error or a later fragment.

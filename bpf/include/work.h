@@ -286,6 +286,21 @@ static __always_inline __u32 su_now_s(void)
 	return su_seconds(bpf_ktime_get_boot_ns());
 }
 
+/* Bytes of the largest packet, IP header included, that this one will be on the wire. */
+static __noinline __u32 su_segment_len(struct __sk_buff *skb, const struct su_pkt *p)
+{
+	__u32 gso_size = *(volatile __u32 *)&skb->gso_size, headers = p->l4_off - p->l2_len;
+	__u8 doff;
+
+	if (!gso_size)
+		return skb->len - p->l2_len;
+	if (p->proto != IPPROTO_TCP)
+		return gso_size + headers + sizeof(struct udphdr);
+	if (bpf_skb_load_bytes(skb, p->l4_off + 12, &doff, 1))
+		return ~0u;
+	return gso_size + headers + (doff >> 4) * 4;
+}
+
 static __always_inline void su_mark(struct __sk_buff *skb)
 {
 	skb->mark = (skb->mark & ~settings.mask) | settings.mark;

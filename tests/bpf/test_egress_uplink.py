@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -336,3 +337,26 @@ def test_what_does_not_fit_the_tunnel_is_told_to_its_sender(b: Bench) -> None:
     told = sum(b.back(too_big).verdict == REDIRECT for _ in range(2000))
     assert told < 1000
     assert b.plane.drops() == {Drop.TOO_BIG: 2001}
+
+
+@pytest.mark.parametrize("proto", ["udp", "tcp"])
+def test_what_does_not_fit_the_on_ramp_is_told_to_its_sender(b: Bench, proto: str) -> None:
+    """PMTUD through an on-ramp that is smaller than the way to it (WireGuard): RFC 4787 REQ-13."""
+    make = {"udp": udp, "tcp": partial(tcp, flags=ACK)}[proto]
+    header = {"udp": 28, "tcp": 40}[proto]
+    b.plane.add_onramp(VETH_ONRAMP, b.fish, l2=True, gateway=GATEWAY, mtu=1420)
+    b.out(make(CLIENT, 7, SERVER, 443) if proto == "udp" else tcp(CLIENT, 7, SERVER, 443, flags=SYN))
+    flow_, claim = b.the_claim()
+    fits, too_big = (make(SERVER, 443, SLICE, flow_.local_port, b"x" * (1420 - header + more)) for more in (0, 1))
+    ran = b.back(too_big)
+    assert (ran.verdict, ran.mark) == (REDIRECT, MARK)
+    seen = ran.packet
+    assert (str(seen.source), str(seen.destination), seen.icmp_type, seen.icmp_code) == (SLICE, SERVER, 3, 4)
+    assert ran.data[14 + 26 : 14 + 28] == (1420).to_bytes(2, "big")
+    assert seen.quoted is not None
+    assert (str(seen.quoted.destination), seen.quoted.destination_port) == (SLICE, flow_.local_port)
+    assert b.the_claim() == (flow_, claim), "it changes nothing"
+    assert str(b.back(fits).packet.destination) == CLIENT
+    # Errors of that size are dropped and not answered.
+    assert b.back(icmp_error(SERVER, SLICE, 3, 1, too_big[:60] + bytes(1400))).verdict == SHOT
+    assert b.plane.drops() == {Drop.TOO_BIG: 1, Drop.ERROR_UNKNOWN: 1}

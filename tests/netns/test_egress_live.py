@@ -28,9 +28,9 @@ def plane(where: Place) -> Iterator[Dataplane]:
         yield made
 
 
-def tcp_socket(namespace: str) -> socket.socket:
+def tcp_socket(namespace: str, family: socket.AddressFamily = socket.AF_INET) -> socket.socket:
     with netns.enter(namespace):
-        made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        made = socket.socket(family, socket.SOCK_STREAM)
     made.settimeout(5)
     return made
 

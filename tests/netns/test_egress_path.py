@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from softunicast.kernel import netns
-from softunicast.kernel.abi import OnrampFlag
+from softunicast.kernel.abi import Drop, OnrampFlag
 from softunicast.wire.craft import icmp_error, udp
 from tests.netns.test_egress_live import tcp_socket, udp_socket
 from tests.support.dataplane import (
@@ -89,6 +89,32 @@ def test_a_smaller_mtu_on_the_way_is_learned(where: Place, plane: Dataplane) -> 
     with netns.enter(where.client):
         run("ip route flush cache")
     assert plane.drops() == {}
+
+
+@pytest.mark.parametrize("server", [SERVER, SERVER6])
+def test_senders_learn_the_mtu_of_an_on_ramp(where: Place, plane: Dataplane, server: str) -> None:
+    """A download to a client whose device is smaller than the Internet's path, and whose MSS does not say so."""
+    family = socket.AF_INET6 if ":" in server else socket.AF_INET
+    plane.add_onramp(VETH_ONRAMP, where.veth, l2=True, gateway=GATEWAY, mtu=1300)
+    with tcp_socket(where.world, family) as listener, tcp_socket(where.client, family) as client:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((server, 8444))
+        listener.listen()
+        client.settimeout(20)
+        client.connect((server, 8444))
+        sender, _ = listener.accept()
+        with sender:
+            sender.sendall(b"x" * 100_000)
+            got = 0
+            while got < 100_000:
+                got += len(client.recv(65536))
+            headers = 52 if family == socket.AF_INET else 72
+            assert sender.getsockopt(socket.IPPROTO_TCP, TCP_MAXSEG) == 1300 - headers
+    with netns.enter(where.world):
+        run("ip route flush cache")
+        run("ip -6 route flush cache")
+    drops = plane.drops()
+    assert set(drops) == {Drop.TOO_BIG} and drops[Drop.TOO_BIG] < 60
 
 
 def test_clamped_connections_use_the_smaller_mss_both_ways(where: Place, plane: Dataplane) -> None:

@@ -178,11 +178,11 @@ class Dataplane:
 
     def add_onramp(
         self, number: int, ifindex: int, *, l2: bool, gateway: str, policy: Policy = POLICY, generation: int = 5,
-        max_flows: int = 0, new_per_s: int = 0, udp: int = 0, mss: int = 0,
+        max_flows: int = 0, new_per_s: int = 0, udp: int = 0, mss: int = 0, mtu: int = 0,
     ) -> None:  # fmt: skip
         """`udp`: flags for mapping and filtering."""
         flags = OnrampFlag.SET | (OnrampFlag.L2 if l2 else 0) | udp
-        limits = (max_flows, new_per_s, mss)
+        limits = (max_flows, new_per_s, mss, mtu)
         ramp = Onramp(flags, generation, ifindex, SOURCES, packed(gateway), packed(GATEWAY6), policy, *limits)
         self.put("onramps", u32(number), ramp.pack())
         self.put("onramp_devices", u32(ifindex), u32(number))

@@ -41,6 +41,7 @@ class Ramp:
     low: int = 0
     high: int = 65535
     tenant: int = 0
+    mtu: int = 0
 
     @property
     def owner(self) -> int:

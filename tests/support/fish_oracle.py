@@ -251,7 +251,7 @@ class Fish(Guard):
             return self._dropped("uplink", Drop.NO_CLAIM, mark, counts)
         held = claims[key]
         if held.holder is Holder.PACKET:
-            return self._to_client(packet, key, held, mark, now_ns, counts)
+            return self._to_client(packet, key, held, mark, now_ns, counts, did)
         if held.holder is Holder.SOCKET:
             if packets.is_bare_syn(packet) and held.phase is Phase.LINGER:
                 return self._dropped("uplink", Drop.INBOUND_NEW, mark, counts)
@@ -275,7 +275,7 @@ class Fish(Guard):
         return write(packet, inside.inner, inside.inner_port, target=True, hop=hop)
 
     def _to_client(
-        self, packet: Packet, key: Key, held: Held, mark: int, now_ns: int, counts: dict[Counter, int]
+        self, packet: Packet, key: Key, held: Held, mark: int, now_ns: int, counts: dict[Counter, int], did: Did
     ) -> Expected:
         if packets.is_bare_syn(packet) and held.phase is not Phase.NEW:
             return self._dropped("uplink", Drop.INBOUND_NEW, mark, counts)
@@ -283,6 +283,9 @@ class Fish(Guard):
             return self._dropped("uplink", Drop.ONRAMP, mark, counts)
         if packet.ttl <= 1:
             return self._dropped("uplink", Drop.TTL, mark, counts)
+        mtu = next(ramp.mtu for ramp in self.ramps.values() if ramp.owner == held.owner)
+        if mtu and len(packet.frame) - ETHERNET > mtu:
+            return self._carried_not(Drop.TOO_BIG, mark, counts, did)
         if not packet.error:
             self._track(key, packet, now_ns, out=False)
         size = len(packet.frame) - ETHERNET

@@ -7,8 +7,8 @@ slice 2   2001:db8:1::20  9000-9031     pool 2
 slice 3   198.51.100.22   9000-9007     pool 2
 other ports of 198.51.100.20 are node 2's (9010-9019) or nobody's
 
-on-ramps 1 (pool 1), 2 (pool 2, with a bypass list), 3 (slice 1, 9040-9049), 4 (pool 3, which is empty): the same inner
-addresses behind each. A device without an on-ramp.
+on-ramps 1 (pool 1), 2 (pool 2, with a bypass list and a small MTU), 3 (slice 1, 9040-9049), 4 (pool 3, which is empty):
+the same inner addresses behind each. A device without an on-ramp.
 
 Time: whatever the maps say of it is made older (`age`), as if the clock had moved on; the programs are those that
 every node runs. A test run happens within one second of the boot clock, or is judged by both.
@@ -72,6 +72,7 @@ from tests.support.packets import DEVICE_MAC
 
 FLOWS: Final = 256
 MTU: Final = 1600
+RAMP_MTU: Final = 400
 MAP_SIZES: Final = {
     "flows": FLOWS, "origin": FLOWS, "slots": 2 * FLOWS, "crowds": 64, "owners": 1 << 19, "nodes": 16,
 }  # fmt: skip
@@ -323,7 +324,9 @@ def contents(devices: dict[str, int]) -> tuple[dict[str, dict[bytes, bytes]], li
     gateways = packed(GATEWAY), packed(GATEWAY6)
     flags = OnrampFlag.SET | OnrampFlag.L2
     ramps = {
-        number: Onramp(flags, 5, devices[f"fish{number}"], List.FIRST_FREE, *gateways, policy)
+        number: Onramp(
+            flags, 5, devices[f"fish{number}"], List.FIRST_FREE, *gateways, policy, mtu=RAMP_MTU if number == 2 else 0
+        )
         for number, policy in policies.items()
     }
     maps = {
@@ -354,7 +357,7 @@ def oracle(devices: dict[str, int], maps: dict[str, dict[bytes, bytes]], slices:
     common = (packed(GATEWAY), packed(GATEWAY6))
     ramps = {
         devices["fish1"]: Ramp(1, 5, *common, (0,), (), SOURCES, (), tenant=7),
-        devices["fish2"]: Ramp(2, 5, *common, (1, 3), (2,), SOURCES, BYPASS, tenant=8),
+        devices["fish2"]: Ramp(2, 5, *common, (1, 3), (2,), SOURCES, BYPASS, tenant=8, mtu=RAMP_MTU),
         devices["fish3"]: Ramp(3, 5, *common, (1,), (1,), SOURCES, (), 9040, 9049),
         devices["fish4"]: Ramp(4, 5, *common, (), (), SOURCES, ()),
     }

@@ -104,6 +104,12 @@ def test_ethernet_unless_told_otherwise() -> None:
     assert (relay.flags, relay.mss) == (abi.OnrampFlag.SET | abi.OnrampFlag.L2, 0)
 
 
+def test_on_ramps_have_the_mtu_of_their_devices() -> None:
+    for given, kept in ((1420, 1420), (1 << 20, 0xFFFF)):
+        tables = egress.build_tables(FULL, BINDINGS, "lhr1", IFINDEXES, {}, mtus={"wg0": given})
+        assert [abi.Onramp.unpack(tables["onramps"][u32(number)]).mtu for number in (1, 2)] == [0, kept]
+
+
 def test_a_device_that_is_not_there_is_zeros() -> None:
     tables = egress.build_tables(FULL, BINDINGS, "lhr1", {}, {})
     assert set(tables["onramps"].values()) == {bytes(abi.Onramp.SIZE)}

@@ -228,6 +228,7 @@ def build_tables(
             ifindexes,
             generations,
             bare_ip=[name for name, device in facts.devices.items() if not device.ethernet],
+            mtus={name: device.mtu for name, device in facts.devices.items()},
             given=given,
         ),
         **steering_tables.build_tables(plan, bindings, node.name, at),

@@ -19,6 +19,7 @@ import struct
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
+from types import MappingProxyType
 from typing import Final
 
 from softunicast.egress.numbers import Numbers, list_text, numbers
@@ -100,12 +101,13 @@ def build_tables(
     generations: Mapping[str, int],
     *,
     bare_ip: Collection[str] = (),
+    mtus: Mapping[str, int] = MappingProxyType({}),
     given: Numbers | None = None,
 ) -> Tables:
     """All of the tables above, by map name. `bindings` must be the plan's (check_bindings).
 
-    `ifindexes` by device name (those that exist); `generations` by on-ramp name; `bare_ip` names the devices
-    without Ethernet headers (TUN); `given` as for table_names. UsageError: no such node.
+    `ifindexes` by device name (those that exist); `generations` by on-ramp name; `bare_ip` names the devices without
+    Ethernet headers (TUN), `mtus` what fits through them, bytes; `given` as for table_names. UsageError: no such node.
     """
     node = plan.node(node_name)
     names = table_names(plan, bindings, node_name, given)
@@ -132,6 +134,7 @@ def build_tables(
                 max_flows=onramp.max_flows,
                 new_per_s=onramp.new_per_s,
                 mss=onramp.mss or 0,
+                mtu=min(mtus.get(onramp.device, 0), 0xFFFF),
             )
             tables["onramp_devices"][_U32.pack(ifindex)] = _U32.pack(id_)
         tables["onramps"][_U32.pack(id_)] = value.pack()

@@ -585,7 +585,7 @@ class Onramp(Structure):
     """struct su_onramp."""
 
     SIZE: ClassVar[int] = 88
-    _CODEC: ClassVar[struct.Struct] = struct.Struct("=IIII16s16s28sIIH2x")
+    _CODEC: ClassVar[struct.Struct] = struct.Struct("=IIII16s16s28sIIHH")
 
     flags: int = 0
     generation: int = 0
@@ -597,6 +597,7 @@ class Onramp(Structure):
     max_flows: int = 0
     new_per_s: int = 0
     mss: int = 0
+    mtu: int = 0
 
     def __init__(
         self,
@@ -610,6 +611,7 @@ class Onramp(Structure):
         max_flows: int = 0,
         new_per_s: int = 0,
         mss: int = 0,
+        mtu: int = 0,
     ) -> None:
         put(self, "flags", flags)
         put(self, "generation", generation)
@@ -621,6 +623,7 @@ class Onramp(Structure):
         put(self, "max_flows", max_flows)
         put(self, "new_per_s", new_per_s)
         put(self, "mss", mss)
+        put(self, "mtu", mtu)
 
     def pack(self) -> bytes:
         return self._CODEC.pack(
@@ -634,12 +637,13 @@ class Onramp(Structure):
             self.max_flows,
             self.new_per_s,
             self.mss,
+            self.mtu,
         )
 
     @classmethod
     def unpack(cls, data: bytes | bytearray | memoryview) -> Onramp:
         v = cls._CODEC.unpack(data)
-        return cls(v[0], v[1], v[2], v[3], v[4], v[5], Policy.unpack(v[6]), v[7], v[8], v[9])
+        return cls(v[0], v[1], v[2], v[3], v[4], v[5], Policy.unpack(v[6]), v[7], v[8], v[9], v[10])
 
 
 @structure
@@ -1366,7 +1370,7 @@ DROP_MEANINGS: Final[Mapping[Drop, str]] = {
     Drop.TO_FLEET: "from inside to an address of the fleet, and not to be hairpinned",
     Drop.NOT_INITIAL: "from a client, of no flow, and cannot begin one (TCP without SYN)",
     Drop.ERROR_UNKNOWN: "an ICMP error that quotes no flow of ours",
-    Drop.TOO_BIG: "does not fit the tunnel, or a client's packet the uplink (its sender is told)",
+    Drop.TOO_BIG: "does not fit the tunnel, a client's packet the uplink, an answer the on-ramp (its sender is told)",
     Drop.ENCAP: "the kernel refused to add or remove headers",
     Drop.ONRAMP: "the on-ramp is gone or not configured",
     Drop.HOPS: "a client's time to live ran out here (it is told)",
