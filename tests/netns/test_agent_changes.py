@@ -180,6 +180,19 @@ table ip nat {
     assert node.inside("nft", "list", "tables") == before
 
 
+def test_slices_use_the_mtu_of_the_default_route(node: AgentNode) -> None:
+    """Otherwise the first datagram of each path is lost to a router's "too big"."""
+    node.ip("route", "replace", "default", "via", "10.0.1.1", "mtu", "1400", "advmss", "1300")
+    node.once()
+    way = node.inside("ip", "route", "get", "203.0.113.1", "from", "198.51.100.10")
+    assert "table 1717" in way and "mtu 1400 advmss 1300" in way
+    assert node.once() == 0
+    node.ip("route", "replace", "default", "via", "10.0.1.1", "mtu", "1450")
+    assert node.once() == 1
+    way = node.inside("ip", "route", "get", "203.0.113.1", "from", "198.51.100.10")
+    assert "mtu 1450" in way and "advmss" not in way
+
+
 def test_the_daemon_follows_devices_files_and_signals(node: AgentNode) -> None:
     node.ip("link", "del", "fish0")
     with node.daemon("--interval", "300") as daemon:

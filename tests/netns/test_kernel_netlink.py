@@ -106,6 +106,35 @@ def test_routes(netlink: Netlink, version: int, metric: int, gateways: list[tupl
         assert netlink.routes() == frozenset()
 
 
+@pytest.mark.parametrize(("version", "gateway"), [(4, "10.1.0.254"), (6, "2001:db8:1::2")])
+def test_what_a_route_says_of_its_path(netlink: Netlink, version: int, gateway: str) -> None:
+    """All that iproute2 can say (it locks rto_min itself) is read, written into our table, and changed there."""
+    said = (
+        "mtu lock 1400 advmss 1300 initcwnd 20 initrwnd 30 hoplimit 70 quickack 1 rto_min 50ms window 60000 rtt 30ms "
+        "rttvar 10ms ssthresh 20 cwnd 40 reordering 5 features ecn congctl reno"
+    )
+    ip(*f"-{version} route add default via {gateway} dev a0 metric 10 {said}".split())
+    (default,) = netlink.default_routes()
+    assert len(default.options) == 16
+    assert {("mtu", 1400), ("lock", 1 << 2 | 1 << 13), ("advmss", 1300), ("cc_algo", "reno")} <= set(default.options)
+    copy = Route(version, 1, default.hops, options=default.options)
+    netlink.set_route(copy)
+    assert netlink.routes() == {copy}
+    shown = [shown_route(version, table) for table in ("main", "1717")]
+    assert shown[0] == shown[1] and "mtu lock 1400" in shown[0]
+    for options in ((("mtu", 1350),), ()):
+        changed = Route(version, 1, default.hops, options=options)
+        netlink.set_route(changed)
+        assert netlink.routes() == {changed}
+
+
+def shown_route(version: int, table: str) -> str:
+    """What iproute2 says of the default route of a table, behind its metric."""
+    command = ["ip", f"-{version}", "route", "show", "default", "table", table]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30)
+    return done.stdout.partition(" metric ")[2].partition(" ")[2].strip()
+
+
 def test_a_route_is_replaced_by_its_metric(netlink: Netlink) -> None:
     netlink.set_route(Route(4, 1, (hop("10.1.0.254"),)))
     netlink.set_route(Route(4, UNREACHABLE))

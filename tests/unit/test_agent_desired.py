@@ -112,6 +112,13 @@ def test_routes_only_by_uplinks_and_unreachable_last() -> None:
     }
 
 
+def test_routes_say_of_their_path_what_the_main_table_says() -> None:
+    options = (("advmss", 1300), ("mtu", 1400))
+    first, *others = FACTS.defaults
+    routes = make(facts=replace(FACTS, defaults=(replace(first, options=options), *others))).resources.routes
+    assert {(route.version, route.metric): route.options for route in routes if route.options} == {(4, 1): options}
+
+
 def test_addresses_rules_and_notrack_are_of_the_slices_held() -> None:
     resources = make().resources
     held = {address.partition("/")[0] for address in resources.addresses}

@@ -345,7 +345,7 @@ def _routes(node: Node, facts: Facts, version: int) -> Iterator[Route]:
         hops = tuple(sorted(hop for hop in default.hops if hop.device in node.uplinks))
         if default.version == version and hops:
             metric += 1
-            yield Route(version, metric, tuple(replace(hop) for hop in hops))
+            yield Route(version, metric, tuple(replace(hop) for hop in hops), options=default.options)
 
 
 def _sysctls(

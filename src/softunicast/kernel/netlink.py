@@ -23,7 +23,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from softunicast.errors import KernelError
-from softunicast.kernel.routing import TABLE, DefaultRoute, Device, NextHop, Route, Rule
+from softunicast.kernel.routing import TABLE, DefaultRoute, Device, NextHop, Option, Route, Rule
 
 _MAIN: Final = 254
 _SCOPE_HOST: Final = 254
@@ -35,6 +35,7 @@ _FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 _CLSACT_SIDES: Final = (0xFFFFFFF2, 0xFFFFFFF3)
 _IPV6: Final = Path("/proc/sys/net/ipv6")
 _ANY: Final = {4: "0.0.0.0/0", 6: "::/0"}
+_RTAX: Final = "RTAX_"
 
 
 @contextmanager
@@ -102,10 +103,8 @@ class Netlink:
             hops = message.get("multipath") or [message]
             reachable = message["type"] == _RTN_UNICAST
             metric = int(message.get("priority") or 0)
-            yield (
-                Route(version, metric, tuple(_hop(hop, names) for hop in hops) if reachable else (), table),
-                reachable,
-            )
+            leads = tuple(_hop(hop, names) for hop in hops) if reachable else ()
+            yield Route(version, metric, leads, table, _options(message)), reachable
 
     def default_routes(self) -> tuple[DefaultRoute, ...]:
         """The default routes of the main table, both families, by metric."""
@@ -115,7 +114,7 @@ class Netlink:
             for version in versions():
                 for route, reachable in self._routes(version, _MAIN, names):
                     if reachable:
-                        found.append(DefaultRoute(version, route.metric, route.hops))
+                        found.append(DefaultRoute(version, route.metric, route.hops, route.options))
         return tuple(sorted(found, key=lambda route: (route.version, route.metric, route.hops)))
 
     def routes(self) -> frozenset[Route]:
@@ -203,6 +202,8 @@ class Netlink:
             arguments = _hop_arguments(route.hops[0], route.version)
         else:
             arguments["multipath"] = [_hop_arguments(hop, route.version) for hop in route.hops]
+        if route.options:
+            arguments["metrics"] = dict(route.options)
         with _naming(f"set {route}"):
             self._ipr.route(
                 "replace",
@@ -234,6 +235,12 @@ def _hop(message: Any, names: dict[int, str]) -> NextHop:
     gateway = message.get("gateway") or (message.get("via") or {}).get("addr", "")
     ifindex = int(message.get("oif") or 0)
     return NextHop(ifindex, gateway, names.get(ifindex, ""))
+
+
+def _options(message: Any) -> tuple[Option, ...]:
+    """What a route says of its path, by names that the library can write again."""
+    found = (message.get("metrics") or {}).get("attrs", ())
+    return tuple(sorted((name[len(_RTAX) :].lower(), value) for name, value in found if name.startswith(_RTAX)))
 
 
 def _hop_arguments(hop: NextHop, version: int) -> dict[str, Any]:

@@ -58,6 +58,11 @@ class NextHop:
         return f"{via}dev {self.device or self.ifindex}"
 
 
+Option = tuple[str, int | str]
+"""What a route says of its path (RTA_METRICS): a name of iproute2's, like mtu or advmss, and its value; `lock` is the
+set of those (1 << number) that path MTU discovery and TCP must not change."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Route:
     """A default route in TABLE; without hops: `unreachable`. Its identity is (version, metric)."""
@@ -66,6 +71,7 @@ class Route:
     metric: int
     hops: tuple[NextHop, ...] = ()
     table: int = TABLE
+    options: tuple[Option, ...] = ()
 
     def __str__(self) -> str:
         target = " ".join(f"nexthop {hop}" for hop in self.hops) if len(self.hops) > 1 else ""
@@ -76,6 +82,7 @@ class Route:
             f"ip -{self.version} route {kind}default",
             target,
             f"table {self.table} metric {self.metric}",
+            *(f"{name} {value}" for name, value in self.options),
         )
         return " ".join(part for part in parts if part)
 
@@ -87,3 +94,4 @@ class DefaultRoute:
     version: int
     metric: int
     hops: tuple[NextHop, ...]
+    options: tuple[Option, ...] = ()
