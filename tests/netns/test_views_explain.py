@@ -18,13 +18,13 @@ import pytest
 
 from softunicast.egress.explain import Action, Asked, Explanation, Setting, explain
 from softunicast.egress.flow_view import Names
-from softunicast.kernel.abi import NONE, Claim, Counter, Drop, Flow, Kind, Node, State
+from softunicast.kernel.abi import NONE, Claim, Control, Counter, Drop, Flow, Kind, Node, NodeFlag, ProbeFlag, State
 from softunicast.kernel.abi_util import Word
 from softunicast.wire.craft import echo, tcp, udp
 from tests.bpf.egress_bench import OK, REDIRECT, SHOT, UNSPEC, Bench, bench
 from tests.support.claims import flow_check
-from tests.support.dataplane import CLIENT, ME, OTHER, SERVER, SETTINGS, SLICE, VETH_ONRAMP, packed, u32
-from tests.support.packets import ACK, SYN
+from tests.support.dataplane import CLIENT, ME, OTHER, SERVER, SETTINGS, SLICE, UNDERLAY, VETH_ONRAMP, packed, u32
+from tests.support.packets import ACK, SYN, header4
 
 TCP, UDP, ICMP = 6, 17, 1
 NAMES = Names(node="me", nodes={ME: "me", OTHER: "other"}, onramps={VETH_ONRAMP: "fish"})
@@ -67,13 +67,20 @@ def put_claim(b: Bench, key: Flow, kind: Kind, owner: int, state: State) -> None
 
 
 def packet(asked: Asked) -> bytes:
+    whole = whole_packet(asked)
+    if asked.fragment is None:
+        return whole
+    return header4(whole[:4] + asked.fragment.to_bytes(2, "big") + whole[6:], flags=0x2000)
+
+
+def whole_packet(asked: Asked) -> bytes:
     local, remote = str(asked.local), str(asked.remote)
     if asked.proto == TCP:
         flags = SYN if asked.begins else ACK
-        return tcp(remote, asked.remote_port, local, asked.local_port, flags=flags)
+        return tcp(remote, asked.remote_port, local, asked.local_port, b"x" * 12, flags=flags)
     if asked.proto == UDP:
-        return udp(remote, asked.remote_port, local, asked.local_port, b"answer")
-    return echo(remote, local, asked.local_port, reply=not asked.begins)
+        return udp(remote, asked.remote_port, local, asked.local_port, b"answered")
+    return echo(remote, local, asked.local_port, reply=not asked.begins, payload=b"x" * 16)
 
 
 def hold(b: Bench, asked: Asked, answer_ping: bool = True) -> Explanation:
@@ -145,6 +152,33 @@ def test_every_verdict_is_what_the_program_does(b: Bench) -> None:
     assert {action for action, _ in verdicts} == set(Action) - {Action.CLAIM_DECIDES}
     reasons = {Drop.NO_CLAIM, Drop.NO_OWNER, Drop.ONRAMP, Drop.INBOUND_NEW}
     assert reasons <= {drop for _, drop in verdicts}, verdicts
+
+
+def test_first_fragments_meet_where_it_says(b: Bench) -> None:
+    """The program carries them there, or follows them here: with each node fit or not, up or down."""
+    b.plane.set_site(ME, OTHER, 3)
+    seed = int(os.environ.get("SOFTUNICAST_SEED", "0")) or 4
+    rng = random.Random(seed)
+    met = Tally[tuple[Action, str]]()
+    for number in range(400):
+        fit, flags = rng.random() < 0.7, [rng.choice([1, 1, 1, 0, NodeFlag.SET | NodeFlag.DOWN]) for _ in range(3)]
+        b.plane.put("control", u32(0), Control(1, 0, 0, int(fit) * ProbeFlag.FIT).pack())
+        for index, address in ((ME, UNDERLAY), (OTHER, "192.0.2.12"), (3, "2001:db8:1::1")):
+            b.plane.put("nodes", u32(index), Node(packed(address), flags[index - 1]).pack())
+        proto = rng.choice([TCP, UDP, ICMP])
+        begins = proto == ICMP and rng.random() < 0.5
+        remote_port = 0 if proto == ICMP else 443
+        asked = Asked(
+            proto, ip_address(SLICE), rng.randrange(9000, 9020), ip_address(SERVER), remote_port, begins,
+            rng.randrange(1 << 16),
+        )  # fmt: skip
+        try:
+            said = hold(b, asked)
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}, packet {number}: {asked}: {error}") from error
+        met[said.action, said.to] += 1
+        assert said.steps[1].step in ("home", "verdict")
+    assert min(met[Action.CARRY, "other"], met[Action.CARRY, "node 3"], met[Action.ANSWER, ""]) > 5, met
 
 
 def test_an_unanswered_ping() -> None:

@@ -61,6 +61,7 @@ BAD: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "explain bad address": (("explain", "198.51.100.300:1", "--from", "203.0.113.1:443"), ("198.51.100.300",)),
     "explain bad port": (("explain", "198.51.100.20:65536", "--from", "203.0.113.1:443"), ("65536",)),
     "explain bracket": (("explain", "[2001:db8::1:80", "--from", "203.0.113.1:443"), ("bracket",)),
+    "fragment of IPv4": ((*EXPLAIN, "--fragment", "65536"), ("--fragment 65536", "16 bits")),
     "sender without port": (("explain", "198.51.100.20:1", "--from", "203.0.113.1"), ("--from", "no port")),
     "sender a network": (("explain", "198.51.100.20:1", "--from", "203.0.113.0/24"), ("one address",)),
     "families mixed": (("explain", "198.51.100.20:1", "--from", "[2001:db8::1]:443"), ("IPv6", "IPv4")),

@@ -229,3 +229,12 @@ def test_every_explanation_ends_in_a_verdict_and_is_json() -> None:
         document = json.loads(json.dumps(found.as_json()))
         assert set(document) == {"packet", "owner", "claim", "steps", "verdict"}
         assert set(document["verdict"]) == {"action", "to", "drop", "meaning"}
+
+
+def test_fragments_without_a_node_to_meet_at() -> None:
+    """No table of sites here; with one, it is held against the program in tests/netns/test_views_explain.py."""
+    found = tables() | {"sites": Contents({}), "site_nodes": Contents({})}
+    asked = Asked(17, ip_address(LOCAL), 9001, ip_address(REMOTE), 443, fragment=7)
+    told = explain(found, asked, Setting(1, 1, NAMES, TIMERS, 1030, live=False))
+    assert (told.action, told.drop) == (Action.DROP, Drop.NO_OWNER)
+    assert told.as_json()["packet"]["fragment"] == 7

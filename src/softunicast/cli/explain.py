@@ -41,6 +41,9 @@ STYLES = {"drop": "red", "pass": "yellow", "claim-decides": "yellow"}
 @click.option("--from", "remote", type=REMOTE, required=True, metavar="ADDRESS:PORT", help="Who sent the packet.")
 @click.option("--proto", type=click.Choice(PROTOCOLS), default="tcp", show_default=True, help="Its protocol.")
 @click.option("--begins", is_flag=True, help="It is a TCP SYN, or an ICMP echo request; otherwise an answer.")
+@click.option(
+    "--fragment", type=click.IntRange(0, 0xFFFFFFFF), metavar="ID", help="It is the first fragment of this id."
+)
 @node_option
 @click.option("--plan", "plan_file", type=EXISTING_FILE, metavar="FILE", help="From this plan, not from live maps.")
 @click.option("--bindings", "bindings_file", type=EXISTING_FILE, metavar="FILE", help="The bindings that go with it.")
@@ -51,6 +54,7 @@ def explain(
     remote: Remote,
     proto: str,
     begins: bool,
+    fragment: int | None,
     node: str | None,
     plan_file: Path | None,
     bindings_file: Path | None,
@@ -63,6 +67,10 @@ def explain(
     --plan and --bindings, from what every node would have after `softunicast plan apply`; claims are not known then.
     """
     asked = packet(local, remote, proto, begins)
+    if fragment is not None:
+        if asked.local.version == 4 and fragment > 0xFFFF:
+            raise UsageError(f"--fragment {fragment}: an IPv4 packet's id has 16 bits; give 0 to 65535")
+        asked = replace(asked, fragment=fragment)
     if plan_file is None:
         if bindings_file is not None or at_node is not None:
             raise UsageError(f"{'--bindings' if bindings_file else '--at'} goes with --plan FILE; add it or leave both")

@@ -53,6 +53,7 @@ from softunicast.kernel.abi import (
     State,
 )
 from softunicast.kernel.abi_util import addr_bytes, addr_ip
+from softunicast.steering.home import fragment_home
 
 IPAddress = IPv4Address | IPv6Address
 
@@ -85,6 +86,7 @@ class Asked:
     remote: IPAddress
     remote_port: int
     begins: bool = False
+    fragment: int | None = None  # the identification of the datagram that it is the first fragment of
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,7 @@ class Explanation:
                 "local": str(asked.local),
                 "local_port": asked.local_port,
                 "begins": asked.begins,
+                "fragment": asked.fragment,
             },
             "owner": None
             if self.owner is None
@@ -214,6 +217,10 @@ def explain(tables: Tables, asked: Asked, setting: Setting) -> Explanation:
     home = setting.names.of_site(address.site)
     finds = f"; port >> {address.shift} finds the owner" if address.site == setting.site else ""
     story.say("address", f"{asked.local} is of the fleet, at site {home}{finds} (addresses)")
+    if asked.fragment is not None:
+        meets = _meets(story, tables, address.site, setting)
+        if meets is not None:
+            return meets
     if asked.proto in ICMP_PROTOCOLS and asked.begins:
         if setting.answer_ping:
             return story.end(Action.ANSWER, "a ping to a slice's address: answered where it arrives")
@@ -232,6 +239,22 @@ def explain(tables: Tables, asked: Asked, setting: Setting) -> Explanation:
         story.say("owner", f"{where} belongs to {name} (owners[{at}])")
         return _carried(story, tables, owner.node, name, "not this node's")
     return _delivered(story, tables, owner, at, setting)
+
+
+def _meets(story: _Story, tables: Tables, site: int, setting: Setting) -> Explanation | None:
+    """Where all fragments of the datagram meet; None: here, and they go on as whole packets of their flow do."""
+    asked, name = story.asked, setting.names.of_site(site)
+    of = f"fragments of datagram {asked.fragment} from {asked.remote}"
+    share = addr_bytes(asked.remote), addr_bytes(asked.local), asked.fragment or 0, asked.proto
+    home = fragment_home(tables, *share, site=site, node=setting.node, live=setting.live)
+    if isinstance(home, Drop):
+        return story.drop(home, f"{of} have no home: no node of site {name} answers, or none is known (sites[{site}])")
+    where = setting.names.of_node(home)
+    if home != setting.node:
+        story.say("home", f"{of} meet at {where}, by a hash of addresses and id; ask explain there")
+        return _carried(story, tables, home, where, "the home of its fragments")
+    story.say("home", f"{of} meet here; one that comes before the first is dropped as fragment_early")
+    return None
 
 
 def _to_site(story: _Story, tables: Tables, index: int, setting: Setting) -> Explanation:

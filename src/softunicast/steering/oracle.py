@@ -197,15 +197,23 @@ def flow_hash(packet: Packet) -> int:
     """What all packets of a flow in one direction share, 32 bits: the lower 14 choose the outer source port, the upper
     20 are the flow label. Of a fragment that was not followed: what the fragments of its datagram share."""
 
+    if packet.fragment:
+        return fragment_hash(packet.source, packet.target, packet.ident, packet.proto)
+    source_port, target_port = packet.ports or (0, 0)
+    return _mixed(packet.source, packet.target, source_port << 16 | target_port, packet.proto)
+
+
+def fragment_hash(source: bytes, target: bytes, ident: int, proto: int) -> int:
+    """The same of what the fragments of a datagram share; in IPv6 only the first one knows the protocol."""
+    return _mixed(source, target, ident, proto if target.startswith(MAPPED) else 0)
+
+
+def _mixed(source: bytes, target: bytes, ports: int, proto: int) -> int:
     def fold(address: bytes) -> int:
         words: tuple[int, ...] = struct.unpack("!4I", address)
         return words[0] ^ words[1] ^ words[2] ^ words[3]
 
-    source_port, target_port = packet.ports or (0, 0)
-    ports, proto = source_port << 16 | target_port, packet.proto
-    if packet.fragment:
-        ports, proto = packet.ident, 0 if packet.ip6 else proto
-    mixed = fold(packet.source) * 0x9E3779B1 ^ fold(packet.target) * 0x85EBCA6B ^ ports * 0xC2B2AE35
+    mixed = fold(source) * 0x9E3779B1 ^ fold(target) * 0x85EBCA6B ^ ports * 0xC2B2AE35
     mixed = (mixed ^ proto) & 0xFFFFFFFF
     mixed = (mixed ^ mixed >> 16) * 0x7FEB352D & 0xFFFFFFFF
     return mixed ^ mixed >> 15
