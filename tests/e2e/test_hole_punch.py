@@ -19,6 +19,7 @@ from tests.support.wait import wait_until
 
 ECHO = {4: ("203.0.113.7", 7), 6: ("2001:db8:f::7", 7)}
 KEYS = ", mapping: endpoint-independent, filtering: address-and-port-dependent"
+PATIENCE_S = 15
 NODE = {"c1": "lhr1", "t1": "lhr1", "c2": "lhr2", "t2": "lhr2", "c3": "cdg1", "t4": "cdg2"}
 FLEET = ("198.51.100.", "2001:db8:100::")
 
@@ -35,7 +36,7 @@ class Peer:
     def __init__(self, lab: FleetLab, name: str, version: int) -> None:
         with lab.enter(name):
             self.socket = socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
-        self.socket.settimeout(3)
+        self.socket.settimeout(PATIENCE_S)
         self.outer = self.ask(ECHO[version])
 
     def ask(self, server: tuple[str, int]) -> tuple[str, int]:
@@ -53,7 +54,7 @@ class Peer:
         except BlockingIOError:
             return None
         finally:
-            self.socket.settimeout(3)
+            self.socket.settimeout(PATIENCE_S)
         return data, source[:2]
 
     def waits(self) -> tuple[bytes, tuple[str, int]]:

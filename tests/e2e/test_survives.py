@@ -118,7 +118,7 @@ def test_killed_during_forty_transfers(lab: FleetLab) -> None:
         return not found
 
     try:
-        wait_until(as_before, 60, "all is as it was before")
+        wait_until(as_before, 120, "all is as it was before")
     except AssertionError as error:
         raise AssertionError(found) from error
 

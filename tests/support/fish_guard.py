@@ -83,7 +83,7 @@ class Guard(Memory):
                 self.arbiter.refresh(key, phase, now_ns)
         else:
             return self._dropped("guard", Drop.GUARD_FOREIGN, mark)
-        return Expected("guard passed", OK, frame, mark, counts={Counter.GUARD_PASSED: 1})
+        return Expected(f"guard passed{later(packet)}", OK, frame, mark, counts={Counter.GUARD_PASSED: 1})
 
     def _guard_begin(self, packet: Packet, key: Key, mark: int, now_ns: int, did: Did) -> Expected:
         """A local packet of a flow that nobody holds."""
@@ -141,3 +141,8 @@ def peeked(frame: bytes, ether_type: int, *, target: bool) -> bytes:
     if ether_type == 0x86DD:
         return frame[38:54] if target else frame[22:38]
     return MAPPED + (frame[30:34] if target else frame[26:30])
+
+
+def later(packet: Packet) -> str:
+    """A word for the tally."""
+    return " later fragment" if packet.fragment_at else ""

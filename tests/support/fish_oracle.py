@@ -25,7 +25,7 @@ from softunicast.kernel.abi_util import addr_ip
 from softunicast.steering.oracle import Verdict, carry, steer
 from softunicast.steering.oracle_packet import ETHERNET, TCP, UDP, Packet, parse
 from tests.support import fish_packets as packets
-from tests.support.fish_guard import OK, REDIRECT, UNSPEC, Expected, Guard, peeked
+from tests.support.fish_guard import OK, REDIRECT, UNSPEC, Expected, Guard, later, peeked
 from tests.support.fish_memory import NOBODY, NOT_FOUND, Did, InnerFlow, Network, Ramp
 from tests.support.fish_packets import ACK, RST, SYN
 
@@ -292,11 +292,6 @@ class Fish(Guard):
         counts = {**counts, Counter.IN_PACKETS: 1, Counter.IN_BYTES: size}
         where = "uplink error to client" if packet.error else f"uplink client{later(packet)}"
         return Expected(where, REDIRECT, self._inwards(packet, key, hop=True), mark, counts=counts)
-
-
-def later(packet: Packet) -> str:
-    """A word for the tally."""
-    return " later fragment" if packet.fragment_at else ""
 
 
 def listed(networks: tuple[Network, ...], address: bytes) -> bool:

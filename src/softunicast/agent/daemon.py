@@ -181,7 +181,7 @@ class Agent:
         self._follow(prober, announcer)
         next_at = self.clock() + self.options.interval_s
         due_s = self.clock()
-        sweep_at = next_at
+        sweep_at = self.clock()
         tick_s = min(TICK_S, watchdog_s() or TICK_S)
         while not self._stop:
             for key, _ in selector.select(max(0.0, min(tick_s, min(next_at, due_s) - self.clock()))):
