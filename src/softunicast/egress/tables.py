@@ -49,7 +49,8 @@ _U32: Final = struct.Struct("=I")
 
 @dataclass(frozen=True, slots=True)
 class TableNames:
-    """What the indices in this node's maps mean. `slices` by index; `pools`, `onramps`, `nodes`, `tenants` by name; `lists` the contents of `prefixes` by number."""
+    """What the indices in this node's maps mean. `slices` by index; `pools`, `onramps`, `nodes`, `tenants` by name;
+    `lists` the contents of `prefixes` by number."""
 
     pools: Mapping[str, int]
     slices: tuple[Binding, ...]
