@@ -91,15 +91,16 @@ def test_all_ports_of_all_slices_and_then_an_error_that_names_them(node: SockNod
 
 @pytest.mark.parametrize("way", WAYS)
 def test_same_user_same_address_whichever_way(node: SockNode, way: str) -> None:
-    node.server()
     addresses = {ADDRESS, SECOND}
     seen = set()
-    for user in map("user-{}".format, range(5)):
+    for number, user in enumerate(map("user-{}".format, range(5))):
+        node.server(443 + number)
         by = softunicast.dialer(pool="ten", way=way, sticky=user)
-        with softunicast.connect((WORLD, 443), by=by, timeout=5) as made:
-            best = max(addresses, key=lambda one: rendezvous(client_of(user), Slice.parse(f"{one}:1-1").address))
-            assert name(made)[0] == best, "the hooks' order is ours"
-            seen.add(best)
+        best = max(addresses, key=lambda one: rendezvous(client_of(user), Slice.parse(f"{one}:1-1").address))
+        for _ in range(2):
+            with softunicast.connect((WORLD, 443 + number), by=by, timeout=5) as made:
+                assert name(made)[0] == best, "the hooks' order is ours"
+        seen.add(best)
     assert seen == addresses
 
 
@@ -281,9 +282,12 @@ def test_hooks_are_seen_without_privilege(node: SockNode) -> None:
     assert refused.value.errno == errno.EADDRNOTAVAIL
 
 
-def test_bind_is_refused_where_hooks_are_not(bare: SockNode) -> None:
-    with pytest.raises(UsageError, match="way bind needs the node's hooks"):
-        softunicast.connect((WORLD, 443), pool="ten", way="bind")
+@pytest.mark.parametrize("way", ["tag", "agent", "bind"])
+def test_what_hooks_do_is_refused_where_they_are_not(bare: SockNode, way: str) -> None:
+    with pytest.raises(UsageError, match=f"way {way} needs the node's hooks"):
+        softunicast.connect((WORLD, 443), pool="ten", way=way)
+    with pytest.raises(UsageError, match=f"way {way} needs the node's hooks"):
+        softunicast.create_datagram(pool="ten", way=way)
 
 
 @pytest.mark.parametrize("pool", ["ten", "other"])

@@ -56,7 +56,7 @@ def test_nothing_said_is_the_only_pool() -> None:
 @pytest.mark.parametrize(
     ("words", "tags", "told"),
     [
-        (("gp", None), {}, "pool gp: not in the plan of node lhr1; did you mean gb?"),
+        (("gbb", None), {}, "pool gbb: not in the plan of node lhr1; did you mean gb?"),
         (("fr", None), {}, "pool fr: node lhr1 holds no slice of it; `softunicast plan apply` gives it one"),
         ((None, "198.51.100.20:9000-9010"), {}, "does not hold it; it holds 198.51.100.10:2048-4095, "),
         (

@@ -127,15 +127,19 @@ class Dialer:
         return Tries([unmapped(one) for one in remotes], kind, self._routes, timeout_s, self._clock)
 
     def way_of(self, lane: Lane, *, connected: bool = True) -> Way:
-        """The way that a socket for that lane gets there now. KernelError: there is none."""
+        """The way that a socket for that lane gets there now. UsageError: not the one that was asked for. KernelError."""
+        hooks, _ = self._grounds.about(lane, self._held())
         if self.way is not None:
+            if not hooks and self.way is not Way.RANGE:
+                raise UsageError(
+                    f"{lane}: way {self.way.value} needs the node's hooks, which are not at work; start its agent"
+                )
             return self.way
-        if self._here is not None:
+        if hooks and self._here is not None:
             if self._grounds.socks(self._here.changes) is not None:
                 return Way.TAG
             if not connected and self._ask_agent is not None:
                 return Way.AGENT
-        hooks, _ = self._grounds.about(lane, self._held())
         if not hooks and self._here is not None:
             self._say(
                 f"{lane}: the hooks of node {self._here.node} are not at work; by the kernel's own port choice, which "
@@ -172,7 +176,7 @@ class Dialer:
             yield from self._by_policy(choice, found, remote.family, kind, way)
             return
         for lane in found:
-            yield from self._by_port(lane, remote.family, kind, way)
+            yield from self._by_port(lane, remote.family, kind)
 
     def _by_policy(
         self, choice: Choice, found: tuple[Lane, ...], family: socket.AddressFamily, kind: socket.SocketKind, way: Way
@@ -191,10 +195,8 @@ class Dialer:
             self._policies_made, self._policies_of = policies(choice, self._held(), found), found
         return self._policies_made
 
-    def _by_port(self, lane: Lane, family: socket.AddressFamily, kind: socket.SocketKind, way: Way) -> Iterator[Route]:
+    def _by_port(self, lane: Lane, family: socket.AddressFamily, kind: socket.SocketKind) -> Iterator[Route]:
         hooks, style = self._grounds.about(lane, self._held())
-        if way is Way.BIND and not hooks:
-            raise UsageError(f"{lane}: way bind needs the node's hooks, which are not at work; start its agent")
         if style is ports.Style.NO_PORT:
             yield Route(partial(self._bound, family, kind, lane.slice, style, 0, hooks), (lane.slice,))
             return
