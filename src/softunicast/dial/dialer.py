@@ -18,7 +18,8 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
 from softunicast.dial import ports
-from softunicast.dial.choice import Choice, Held, Holdings, Lane, lanes
+from softunicast.dial.choice import Choice, Held, Holdings, Lane
+from softunicast.dial.choice import lanes as lanes_of
 from softunicast.dial.here import Here, Never
 from softunicast.dial.tries import Remote, Route, Tries
 from softunicast.dial.ways import AskAgent, Grounds, Way, policies
@@ -79,7 +80,7 @@ class Dialer:
         self.plain = self._here is None and self._alone is None
         if not self.plain:
             for version in (4, 6):
-                lanes(choice, self.holdings(), version)
+                lanes_of(choice, self.holdings(), version)
 
     def _without_node(self, error: UsageError, *, named: bool, plain: bool) -> Holdings | None:
         chosen = self.choice.slice
@@ -111,6 +112,10 @@ class Dialer:
             return self._here.holdings()
         assert self._alone is not None
         return self._alone
+
+    def lanes(self, version: int) -> tuple[Lane, ...]:
+        """The slices of that family (4, 6) in the order to try them; not sticky: another order for each socket."""
+        return self._lanes(self.holdings(), version)[1]
 
     def never_sliced(self, address: str) -> bool:
         """Whether that destination is reached plainly, whatever is chosen."""
@@ -154,10 +159,10 @@ class Dialer:
     def _lanes(self, held: Holdings, version: int) -> tuple[Choice, tuple[Lane, ...]]:
         if not self.choice.client:
             choice = replace(self.choice, client=random.getrandbits(32) or 1)
-            return choice, lanes(choice, held, version)
+            return choice, lanes_of(choice, held, version)
         known = self._known.get(version)
         if known is None or known[0] is not held:
-            known = self._known[version] = (held, lanes(self.choice, held, version))
+            known = self._known[version] = (held, lanes_of(self.choice, held, version))
         return self.choice, known[1]
 
     def _routes(self, remote: Remote, kind: socket.SocketKind) -> Iterator[Route]:
