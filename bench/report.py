@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import carried, dialing, forward, limits, steering, tables
+from bench import carried, dialing, forward, library, limits, steering, tables
 from bench.blast import Sent
 from bench.dialing import Dialed, Dialing
 from bench.forward import Rounds
@@ -45,6 +45,7 @@ class Results:
     million: limits.Million
     flood: dict[str, list[Sent]]
     dialing: Dialing
+    library: library.Costs
     steering: Times
     sized: Sized
     tables: tables.Times
@@ -168,6 +169,26 @@ def dialed(results: dict[str, list[Dialed]]) -> str:
             [name, f"{median(middles) / 1e3:.1f}", f"{ratio(middles, base):.2f}", f"{tail / 1e3:,.0f}", str(failed)]
         )
     return table(["socket, connect, close", "µs", "ratio to plain", "p99 µs", "failed"], rows)
+
+
+LIBRARY = {
+    "tag": "`tag`: root, hooks",
+    "bind": "`bind`: anybody, hooks",
+    "agent": "`agent`: asked for each socket",
+    "range": "`range`: no hooks, the kernel's range has the slice",
+    "explicit": "`range`: no hooks, it has not: port after port",
+}
+
+
+def by_library(costs: library.Costs) -> str:
+    middles = {case: [median(one) for one in rounds] for case, rounds in costs.items()}
+
+    def cell(case: str) -> str:
+        return f"{median(middles[case]) / 1e3:,.0f} ({ratio(middles[case], middles['plain']):.1f})"
+
+    rows = [["plain `socket.create_connection()`", f"{median(middles['plain']) / 1e3:,.0f} (1.0)", "", "", ""]]
+    rows += [[LIBRARY[way], *(cell(f"{way} {use} %") for use in library.USES)] for way in library.WAYS]
+    return table(["µs (ratio to plain)", *(f"{use} % used" for use in library.USES)], rows)
 
 
 def hooks(clocked: dict[int, dict[str, float]]) -> str:
@@ -356,6 +377,13 @@ the last free ports.
 What the hooks take of it (the clock included, once a run; `su_sockops` runs several times a connection):
 
 {hooks(results.dialing.clocked)}
+## A connection of the Python library
+
+`softunicast.connect()` by each way ([docs/library.md](library.md)) and close by a RST, from one Python process on one
+CPU: what it adds to a plain one is Python, and a few system calls. {library.TARGETS} destinations,
+{library.EACH} connections each a round.
+
+{by_library(results.library)}
 ## Steering
 
 One packet of 128 bytes through the programs of `steer.bpf.c` by BPF_PROG_TEST_RUN, less an empty program in the same

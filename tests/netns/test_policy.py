@@ -119,7 +119,9 @@ def test_a_service_without_its_policy_does_not_start(at: Place) -> None:
     assert out.read_text() == f"{ADDRESS}:9007"
     out.unlink()
     text = (at.systemd.units / "fetch.service.d" / "50-softunicast.conf").read_text()
-    (at.systemd.units / "fetch.service.d" / "50-softunicast.conf").write_text(text.replace("--pool ten", "--pool empty"))
+    (at.systemd.units / "fetch.service.d" / "50-softunicast.conf").write_text(
+        text.replace("--pool ten", "--pool empty")
+    )
     at.systemd.systemctl("daemon-reload")
     assert at.systemd.systemctl("start", "fetch").returncode != 0
     assert at.systemd.state("fetch") == "failed" and not out.exists()
@@ -174,7 +176,9 @@ def test_a_container_of_nspawn(at: Place) -> None:
     nspawn = ("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "-D", str(root))
     with cgroup_of_ours() as folder:
         at.policy("--cgroup", str(folder.path), "--pool", "ten")
-        with at.node.run(*nspawn, *FETCH.split(), folder=folder, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as one:
+        with at.node.run(
+            *nspawn, *FETCH.split(), folder=folder, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+        ) as one:
             said = one.communicate(timeout=30)[0].decode()
     assert in_slice(said), said
 
@@ -195,8 +199,7 @@ def test_a_container_of_podman(at: Place) -> None:
     out = at.folder / "out"
     at.systemd.write(
         "pod.service",
-        "[Service]\nType=oneshot\nDelegate=yes\n"
-        f"ExecStart=/bin/sh -c '{podman(at, '--cgroups=split')} > {out} 2>&1'\n",
+        f"[Service]\nType=oneshot\nDelegate=yes\nExecStart=/bin/sh -c '{podman(at, '--cgroups=split')} > {out} 2>&1'\n",
     )
     at.unit("--unit", "pod", "--pool", "ten")
     at.systemd.systemctl("daemon-reload")

@@ -77,8 +77,10 @@ def user_systemd(folder: Path, namespace: str) -> Iterator[UserSystemd]:
     at = UserSystemd(units, runtime, inside, process.pid)
     try:
         wait_until(
-            lambda: at.systemctl("is-system-running").stdout.strip() in ("running", "degraded")
-            or process.poll() is not None,
+            lambda: (
+                at.systemctl("is-system-running").stdout.strip() in ("running", "degraded")
+                or process.poll() is not None
+            ),
             20,
             "systemd runs",
         )
