@@ -28,7 +28,7 @@ from typing import Final
 
 import softunicast
 from bench import dialing, plane, tools
-from bench.tools import Helpers
+from bench.tools import Helpers, median, ratio, table
 from softunicast.api.client import Client
 from softunicast.errors import KernelError
 from softunicast.kernel import nodes
@@ -60,6 +60,14 @@ pools:
   gb: {{site: lhr, slices: [{{slice: "{place}", node: {node}}}]}}
 settings: {{flows: 262144}}
 """
+
+NAMES: Final = {
+    "tag": "`tag`: root, hooks",
+    "bind": "`bind`: anybody, hooks",
+    "agent": "`agent`: asked for each socket",
+    "range": "`range`: no hooks, the kernel's range has the slice",
+    "explicit": "`range`: no hooks, it has not: port after port",
+}
 
 Costs = dict[str, list[list[int]]]
 """By case ("plain", "tag 50 %" ...): a round's connections, nanoseconds each."""
@@ -136,6 +144,18 @@ def measure(helpers: Helpers, rounds: int) -> Costs:
                     if way in HOOKED:
                         forget(stem, prepared)
     return costs
+
+
+def markdown(costs: Costs) -> str:
+    """A table for docs/performance.md."""
+    middles = {case: [median(one) for one in rounds] for case, rounds in costs.items()}
+
+    def cell(case: str) -> str:
+        return f"{median(middles[case]) / 1e3:,.0f} ({ratio(middles[case], middles['plain']):.1f})"
+
+    rows = [["plain `socket.create_connection()`", f"{median(middles['plain']) / 1e3:,.0f} (1.0)", "", "", ""]]
+    rows += [[NAMES[way], *(cell(f"{way} {use} %") for use in USES)] for way in WAYS]
+    return table(["µs (ratio to plain)", *(f"{use} % used" for use in USES)], rows)
 
 
 def connector(

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from bench.blast import Sent
 from bench.dialing import Dialed, Dialing
 from bench.forward import Rounds
 from bench.steering import Sized, Times
-from bench.tools import median, percentile
+from bench.tools import median, percentile, ratio, table
 
 WAYS = {
     "nothing": "sending alone (freed at the node's ingress)",
@@ -59,16 +58,6 @@ class Aim:
     text: str
     figure: str
     met: bool
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
-    return "\n".join(lines) + "\n"
-
-
-def ratio(mine: Sequence[float], base: Sequence[float]) -> float:
-    """Median of the ratios of each round."""
-    return median([a / b for a, b in zip(mine, base, strict=True)])
 
 
 def machine(others: int) -> str:
@@ -169,26 +158,6 @@ def dialed(results: dict[str, list[Dialed]]) -> str:
             [name, f"{median(middles) / 1e3:.1f}", f"{ratio(middles, base):.2f}", f"{tail / 1e3:,.0f}", str(failed)]
         )
     return table(["socket, connect, close", "µs", "ratio to plain", "p99 µs", "failed"], rows)
-
-
-LIBRARY = {
-    "tag": "`tag`: root, hooks",
-    "bind": "`bind`: anybody, hooks",
-    "agent": "`agent`: asked for each socket",
-    "range": "`range`: no hooks, the kernel's range has the slice",
-    "explicit": "`range`: no hooks, it has not: port after port",
-}
-
-
-def by_library(costs: library.Costs) -> str:
-    middles = {case: [median(one) for one in rounds] for case, rounds in costs.items()}
-
-    def cell(case: str) -> str:
-        return f"{median(middles[case]) / 1e3:,.0f} ({ratio(middles[case], middles['plain']):.1f})"
-
-    rows = [["plain `socket.create_connection()`", f"{median(middles['plain']) / 1e3:,.0f} (1.0)", "", "", ""]]
-    rows += [[LIBRARY[way], *(cell(f"{way} {use} %") for use in library.USES)] for way in library.WAYS]
-    return table(["µs (ratio to plain)", *(f"{use} % used" for use in library.USES)], rows)
 
 
 def hooks(clocked: dict[int, dict[str, float]]) -> str:
@@ -383,7 +352,7 @@ What the hooks take of it (the clock included, once a run; `su_sockops` runs sev
 CPU: what it adds to a plain one is Python, and a few system calls. {library.TARGETS} destinations,
 {library.EACH} connections each a round.
 
-{by_library(results.library)}
+{library.markdown(results.library)}
 ## Steering
 
 One packet of 128 bytes through the programs of `steer.bpf.c` by BPF_PROG_TEST_RUN, less an empty program in the same

@@ -82,7 +82,8 @@ def test_a_service_is_in_the_pool_from_its_first_command(at: Place) -> None:
     config.write_text(NGINX.format(folder=at.folder, world=WORLD))
     at.systemd.write(
         "nginx.service",
-        f"[Service]\nType=exec\nExecStartPre={CURL} -o {before}\nExecStart=/usr/sbin/nginx -p {at.folder} -c {config}\n",
+        f"[Service]\nType=exec\nExecStartPre={CURL} -o {before}\n"
+        f"ExecStart=/usr/sbin/nginx -p {at.folder} -c {config}\n",
     )
     at.systemd.systemctl("start", "nginx")
     wait_until(lambda: at.systemd.state("nginx") == "active", 20, "nginx runs")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that know nothing of slices, under `softunicast run`: curl, Node.js, Go, nginx, HAProxy, dnsmasq. IPv4, IPv6,
-IPv4-mapped, fast open, unconnected UDP; whom the world saw is what counts."""
+"""Programs that know nothing of slices, under `softunicast run`: curl, Node.js, Go, nginx, HAProxy, dnsmasq. IPv4,
+IPv6, IPv4-mapped, fast open, unconnected UDP; whom the world saw is what counts."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real systemd of one's own, as root's user manager, in a network namespace; no machine needs to have been booted by it.
+"""A real systemd of one's own, as root's user manager, in a network namespace, whatever the machine was booted by.
 
 It wants cgroup2, and nothing else, at /sys/fs/cgroup, and /run/systemd/system: both are made in a mount namespace of
 its own. Its units are in `folder`/units; their cgroups are below one that is gone at the end.

@@ -140,7 +140,7 @@ def test_nothing_to_try() -> None:
 def test_a_socket_outside_of_its_slice_is_reset() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as made:
         (one,) = tries([HERE], lanes=(ONE,))
-        with pytest.raises(KernelError, match="outside of 198.51.100.20:9000-9009, and closed"):
+        with pytest.raises(KernelError, match=r"outside of 198\.51\.100\.20:9000-9009, and closed"):
             one.check(made)
         accepted, _ = server.accept()
         with accepted, pytest.raises(ConnectionResetError):

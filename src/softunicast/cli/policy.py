@@ -2,8 +2,9 @@
 """`softunicast policy`: whole services and containers in a pool, by their cgroup.
 
 `softunicast run` makes a cgroup for one program; here it is somebody else's: systemd's, a container runtime's. A policy
-of a cgroup holds for sockets created in it, and below it, from then on, until the cgroup is gone; the agent forgets it then.
-A unit's cgroup comes and goes with each start, so for a unit a file is written that does it anew (cli.policy_unit).
+of a cgroup holds for sockets created in it, and below it, from then on, until the cgroup is gone; then the agent
+forgets it. A unit's cgroup comes and goes with each start, so for a unit a file is written that does it anew
+(cli.policy_unit).
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ def remove_unit(file: Path, unit: str) -> None:
 def this_program() -> Sequence[str]:
     """How to call softunicast again, from anywhere."""
     called = shutil.which(sys.argv[0]) if not sys.argv[0].endswith(".py") else None
-    return [os.path.abspath(called)] if called else [sys.executable, "-m", "softunicast.cli"]
+    return [str(Path(called).absolute())] if called else [sys.executable, "-m", "softunicast.cli"]
 
 
 def show(node: str | None, as_json: bool) -> None:

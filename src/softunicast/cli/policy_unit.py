@@ -63,7 +63,7 @@ def unit_text(unit: str, node: str, program: Sequence[str], wanted: Sequence[str
         )
     guarded = quoted(f"{shlex.join(words)} || exit 255")
     return (
-        f"{written}# The service's sockets, and those of whatever it starts, leave from a pool; else it does not start.\n"
+        f"{written}# The service's sockets, and those of whatever it starts, use a pool; else it does not start.\n"
         f"[Unit]\nWants={agent}\nAfter={agent}\n\n"
         f'[Service]\nExecCondition=+/bin/sh -c "{guarded}"\n'
     )

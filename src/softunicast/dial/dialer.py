@@ -132,7 +132,7 @@ class Dialer:
         return Tries([unmapped(one) for one in remotes], kind, self._routes, timeout_s, self._clock)
 
     def way_of(self, lane: Lane, *, connected: bool = True) -> Way:
-        """The way that a socket for that lane gets there now. UsageError: not the one that was asked for. KernelError."""
+        """How a socket for that lane gets there now. UsageError: not the way that was asked for. KernelError."""
         hooks, _ = self._grounds.about(lane, self._held())
         if self.way is not None:
             if not hooks and self.way is not Way.RANGE:

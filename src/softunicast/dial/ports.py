@@ -10,7 +10,7 @@ So NO_PORT is used only where hooks are seen at work, or the kernel's own range 
 is reserved; else EXPLICIT, which needs neither. The two do not mix on one port (FINDINGS.md 1).
 
 Whether the hooks are at work is asked without privilege: a port below 1024 that this node does not hold, at an
-address of the fleet, is refused by the hook with EADDRNOTAVAIL; without it the kernel says EACCES, or lets root have it.
+address of the fleet, is refused by the hook with EADDRNOTAVAIL; without it the kernel says EACCES, or gives it to root.
 
 Source: net/ipv4/af_inet.c (__inet_bind), net/ipv4/inet_connection_sock.c (inet_sk_get_local_port_range), since 6.3.
 """

@@ -62,7 +62,7 @@ def by_id(number: int) -> Path | None:
             return None
         raise KernelError(f"cgroup {number}: {os.strerror(failed)}", errno=failed)
     try:
-        return Path(os.readlink(f"/proc/self/fd/{found}"))
+        return Path(f"/proc/self/fd/{found}").readlink()
     finally:
         os.close(found)
 
