@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,43 @@ def test_without_hooks_a_range_the_kernel_would_ignore_is_not_relied_on(bare: So
             one.close()
     assert "the hooks of node" in caplog.text and "are not at work" in caplog.text
     assert caplog.text.count("are not at work") == 2, "once a dialer, not once a socket"
+
+
+@pytest.mark.parametrize("kernel_range", ["32768 60999", "1024 60999"])
+def test_ipv6_without_hooks(bare: SockNode, kernel_range: str) -> None:
+    """Port after port, and by IP_LOCAL_PORT_RANGE on an AF_INET6 socket."""
+    Path("/proc/sys/net/ipv4/ip_local_port_range").write_text(kernel_range)
+    bare.server(address=WORLD6)
+    by = softunicast.dialer(pool="ten")
+    made = [softunicast.connect((WORLD6, 443), by=by, timeout=5) for _ in range(10)]
+    assert {name(one) for one in made} == {(SIX, port) for port in range(5000, 5010)}
+    with pytest.raises(softunicast.SliceFull):
+        softunicast.connect((WORLD6, 443), by=by, timeout=5)
+    for one in made:
+        one.close()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_threads_share_a_dialer(node: SockNode, way: str) -> None:
+    node.server()
+    by = softunicast.dialer(pool="ten", way=way)
+
+    def one(_: int) -> socket.socket:
+        with netns.enter(node.name):
+            return softunicast.connect((WORLD, 443), by=by, timeout=10)
+
+    with ThreadPoolExecutor(6) as threads:
+        made = list(threads.map(one, range(12)))
+    assert len({name(each) for each in made}) == 12
+    for each in made:
+        each.close()
+
+
+def test_a_mapped_address_is_ipv4_on_the_wire(node: SockNode) -> None:
+    server = node.server()
+    for way in WAYS:
+        with softunicast.connect((f"::ffff:{WORLD}", 443), pool="ten", way=way, timeout=5) as made:
+            assert made.family == socket.AF_INET and server.accept()[1] == name(made)
 
 
 def test_reserved_ports_are_no_obstacle(bare: SockNode) -> None:

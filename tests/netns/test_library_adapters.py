@@ -104,6 +104,15 @@ def test_requests(world: World) -> None:
             session.get(CLOSED_URL, timeout=5)
 
 
+def test_requests_by_a_proxy(world: World) -> None:
+    with requests.Session() as session:
+        session.mount("http://", Adapter(pool="ten"))
+        proxies = {"http": f"http://{WORLD}:80"}
+        assert sliced(session.get("http://origin.example/", timeout=5, proxies=proxies).text), "whom the proxy saw"
+        with pytest.raises(softunicast.UsageError, match="only HTTP proxies"):
+            session.get("http://origin.example/", timeout=5, proxies={"http": f"socks5h://{WORLD}:80"})
+
+
 def test_urllib3(world: World) -> None:
     with pool_manager(pool="ten", manager={"ca_certs": str(world.ca)}) as pool:
 

@@ -96,6 +96,33 @@ def test_the_agent_tags_for_its_group_only(at: OnrampNode) -> None:
     assert [address for _, address, _ in at.echo.seen] == [TEN, TEN]
 
 
+FORKED = """
+import os, socket, softunicast
+by = softunicast.dialer(pool="ten", way="agent")
+def whole():
+    for _ in range(5):
+        softunicast.connect(("SERVER", ECHO), by=by, timeout=10).close()
+softunicast.connect(("SERVER", ECHO), by=by, timeout=10).close()
+children = []
+for _ in range(4):
+    child = os.fork()
+    if child == 0:
+        whole()
+        os._exit(0)
+    children.append(child)
+whole()
+print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
+"""
+
+
+def test_children_do_not_share_their_parents_connection(at: OnrampNode) -> None:
+    script = FORKED.replace("SERVER", SERVER).replace("ECHO", str(ECHO)).replace('pool="ten"', 'pool="gb"')
+    with at.node.daemon("--interval", "1"):
+        said, wrong = library(at, {}, script=script)
+    assert said == "[0, 0, 0, 0]\n", wrong
+    assert len(at.echo.seen) == 26 and {address for _, address, _ in at.echo.seen} == {"198.51.100.10"}
+
+
 def test_the_agent_may_die_and_be_taken_away(at: OnrampNode) -> None:
     with at.node.daemon("--interval", "1"):
         pass

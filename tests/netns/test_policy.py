@@ -230,6 +230,14 @@ def test_a_cgroup_by_hand(at: Place) -> None:
     assert [one["path"] for one in at.policies()] == [None], "the agent's to forget"
 
 
+@pytest.fixture(scope="module")
+def idle() -> Iterator[SockNode]:
+    """A node where no cgroup has a policy, and none gets one."""
+    with SockNode(pinned=True, slices=SLICES, hooks=False) as node:
+        node.object.maps["cgroups"].delete(node.cgroup.id.to_bytes(8, sys.byteorder))
+        yield node
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -246,14 +254,12 @@ def test_a_cgroup_by_hand(at: Place) -> None:
         (("--cgroup", "/nowhere", "--pool", "ten"), "cgroup /nowhere: there is no "),
     ],
 )
-def test_what_is_refused(arguments: tuple[str, ...], said: str) -> None:
-    with SockNode(pinned=True, slices=SLICES, hooks=False) as node:
-        node.object.maps["cgroups"].delete(node.cgroup.id.to_bytes(8, sys.byteorder))
-        command = ["nsenter", f"--net=/run/netns/{node.name}", sys.executable, "-m", "softunicast.cli", "policy"]
-        done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60, check=False)
-        assert said in done.stdout + done.stderr
-        assert done.returncode == (2 if arguments else 0)
-        assert not list(node.object.maps["cgroups"].keys())
+def test_what_is_refused(idle: SockNode, arguments: tuple[str, ...], said: str) -> None:
+    command = ["nsenter", f"--net=/run/netns/{idle.name}", sys.executable, "-m", "softunicast.cli", "policy"]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    assert said in done.stdout + done.stderr
+    assert done.returncode == (2 if arguments else 0)
+    assert not list(idle.object.maps["cgroups"].keys())
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 from collections.abc import Mapping, Sequence
@@ -83,7 +84,10 @@ def ask_agent(node: str, made: socket.socket, what: Mapping[str, object]) -> Non
     from softunicast.api.client import Client
 
     here = _local()
-    connections: dict[str, Client] = here.__dict__.setdefault("clients", {})
+    if here.__dict__.get("pid") != os.getpid():
+        # A child has its parent's connections: two would read each other's answers.
+        here.__dict__.update(pid=os.getpid(), clients={})
+    connections: dict[str, Client] = here.__dict__["clients"]
     for again in (False, True):
         agent = connections.get(node)
         fresh = agent is None

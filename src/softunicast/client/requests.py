@@ -6,10 +6,12 @@ from __future__ import annotations
 from typing import Any
 
 from requests.adapters import HTTPAdapter
+from urllib3 import ProxyManager
 
 from softunicast.client.making import dialer
 from softunicast.client.urllib3 import pool_classes
 from softunicast.dial.dialer import Dialer
+from softunicast.errors import UsageError
 
 
 class Adapter(HTTPAdapter):
@@ -23,3 +25,11 @@ class Adapter(HTTPAdapter):
         """Called by HTTPAdapter when it is made."""
         super().init_poolmanager(*arguments, **keywords)
         self.poolmanager.pool_classes_by_scheme = pool_classes(self.by)
+
+    def proxy_manager_for(self, proxy: str, **keywords: Any) -> ProxyManager:
+        """Connections to an HTTP proxy leave from a slice as well. UsageError: a SOCKS proxy, which goes its own way."""
+        if not proxy.lower().startswith(("http://", "https://")):
+            raise UsageError(f"proxy {proxy}: only HTTP proxies are reached from a slice; name one, or trust_env=False")
+        manager = super().proxy_manager_for(proxy, **keywords)
+        manager.pool_classes_by_scheme = pool_classes(self.by)
+        return manager
