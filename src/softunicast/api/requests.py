@@ -69,5 +69,5 @@ def read(message: dict[str, Any]) -> Question:
         return _READER.validate_python(message)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(step) for step in first["loc"]) or "do"
+        where = "".join(one if one.isprintable() else "?" for one in ".".join(map(str, first["loc"]))) or "do"
         raise UsageError(f"{where[:60]}: {' '.join(first['msg'].split())[:200]}; see docs/api.md") from error

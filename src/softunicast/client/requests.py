@@ -27,9 +27,9 @@ class Adapter(HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = pool_classes(self.by)
 
     def proxy_manager_for(self, proxy: str, **keywords: Any) -> ProxyManager:
-        """Connections to an HTTP proxy leave from a slice as well. UsageError: a SOCKS proxy, which goes its own way."""
+        """Connections to an HTTP proxy leave from a slice as well. UsageError: a SOCKS proxy, which would not."""
         if not proxy.lower().startswith(("http://", "https://")):
-            raise UsageError(f"proxy {proxy}: only HTTP proxies are reached from a slice; name one, or trust_env=False")
-        manager = super().proxy_manager_for(proxy, **keywords)
+            raise UsageError(f"proxy {proxy}: only HTTP proxies are reached from a slice; use one, or none")
+        manager: ProxyManager = super().proxy_manager_for(proxy, **keywords)
         manager.pool_classes_by_scheme = pool_classes(self.by)
         return manager
