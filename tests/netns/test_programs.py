@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that know nothing of slices, under `softunicast run`: curl, Node.js, Go, nginx, HAProxy, dnsmasq. IPv4,
-IPv6, IPv4-mapped, fast open, unconnected UDP; whom the world saw is what counts."""
+"""Programs that know nothing of slices, under `softunicast run`: curl, Node.js, Go, nginx, HAProxy, dnsmasq, aioquic.
+IPv4, IPv6, IPv4-mapped, MPTCP, fast open, unconnected UDP, QUIC; whom the world saw is what counts."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ from tests.support.wait import wait_until
 from tests.support.whoami import Dns, serving
 
 PROGRAMS = Path(__file__).resolve().parents[1] / "support" / "programs"
+QUIC = PROGRAMS.parent / "quic_end.py"
 SIX = "2001:db8:51::20"
 SLICES = ((ADDRESS, 9000, 9099), (SIX, 5000, 5099))
 TCP_FASTOPEN = 23
@@ -104,6 +106,28 @@ def test_curl(at: Place) -> None:
     for _ in range(2):
         assert in_slice(at.say("curl", "-s", "--tcp-fastopen", f"http://{WORLD}/"))
     assert at.fast_opens() == 1, "the second one had a cookie"
+
+
+def test_mptcp(at: Place) -> None:
+    assert in_slice(at.say("mptcpize", "run", "curl", "-s", f"http://{WORLD}/"))
+    with netns.enter(at.node.name):
+        counted = Path("/proc/net/netstat").read_text()
+    names, values = (line.split() for line in counted.splitlines() if line.startswith("MPTcpExt:"))
+    assert values[names.index("MPCapableSYNTX")] == "1", "the program really asked for it"
+
+
+def test_quic(at: Place) -> None:
+    """aioquic sends from an unconnected AF_INET6 socket, to an IPv4-mapped address or an IPv6 one."""
+    for address, port in ((WORLD, "4433"), (WORLD6, "4434")):
+        serve = [sys.executable, str(QUIC), "serve", address, port, str(at.folder)]
+        outside = ["nsenter", f"--net=/run/netns/{at.node.world}"]
+        with subprocess.Popen([*outside, *serve], stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdout is not None and server.stdout.readline() == "ready\n"
+            told = json.loads(at.say(sys.executable, str(QUIC), "fetch", address, port, "100000"))
+            server.kill()
+        assert (told["bytes"], told["right"]) == (100_000, True)
+        host, _, number = told["seen"].rpartition(":")
+        assert in_slice(f"[{host.strip('[]')}]:{number}" if ":" in host else told["seen"]), told
 
 
 def check_client(said: str, at: Place) -> None:
