@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -282,22 +281,6 @@ def test_ipv6_without_hooks(bare: SockNode, kernel_range: str) -> None:
         one.close()
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_threads_share_a_dialer(node: SockNode, way: str) -> None:
-    node.server()
-    by = softunicast.dialer(pool="ten", way=way)
-
-    def one(_: int) -> socket.socket:
-        with netns.enter(node.name):
-            return softunicast.connect((WORLD, 443), by=by, timeout=10)
-
-    with ThreadPoolExecutor(6) as threads:
-        made = list(threads.map(one, range(12)))
-    assert len({name(each) for each in made}) == 12
-    for each in made:
-        each.close()
-
-
 def test_a_mapped_address_is_ipv4_on_the_wire(node: SockNode) -> None:
     server = node.server()
     for way in WAYS:
@@ -390,19 +373,3 @@ def test_options_are_set_before_the_connection(node: SockNode) -> None:
     options = [(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1000)]
     with softunicast.connect((WORLD, 443), pool="ten", options=options, timeout=5) as made:
         assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) <= 1000
-
-
-def test_a_plan_that_changes_is_followed(node: SockNode) -> None:
-    node.server()
-    by = softunicast.dialer(pool="ten")
-    softunicast.connect((WORLD, 443), by=by, timeout=5).close()
-    file = nodes.node_file(node.name)
-    raw = json.loads(file.read_text())
-    raw["slices"] = [one for one in raw["slices"] if SECOND in one["slice"]]
-    new = file.with_suffix(".new")
-    new.write_text(json.dumps(raw))
-    new.rename(file)
-    assert [str(one.slice) for one in by.holdings().slices] == [f"{SECOND}:9000-9001"]
-    by_port = softunicast.dialer(pool="ten", way="bind")
-    with softunicast.connect((WORLD, 443), by=by_port, timeout=5) as made:
-        assert name(made)[0] == SECOND

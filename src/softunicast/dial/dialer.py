@@ -29,6 +29,8 @@ from softunicast.model.slice import Slice
 if TYPE_CHECKING:
     from softunicast.kernel import abi
 
+    Policies = list[tuple[abi.Policy, tuple[Lane, ...]]]
+
 LOG: Final = logging.getLogger("softunicast")
 LOCAL: Final = ("127.0.0.0/8", "::1/128", "169.254.0.0/16", "fe80::/10", "224.0.0.0/4", "ff00::/8")
 Option = tuple[int, int, int | bytes]
@@ -70,8 +72,7 @@ class Dialer:
         self._never = Never(LOCAL)
         self._said: set[str] = set()
         self._known: dict[int, tuple[Holdings, tuple[Lane, ...]]] = {}
-        self._policies_of: tuple[Lane, ...] | None = None
-        self._policies_made: list[tuple[abi.Policy, tuple[Lane, ...]]] = []
+        self._made: tuple[tuple[Lane, ...], Policies] | None = None
         try:
             self._here = Here(node)
         except UsageError as error:
@@ -193,12 +194,14 @@ class Dialer:
 
             yield Route(make, tuple(lane.slice for lane in covered), blocking=way is Way.AGENT)
 
-    def _policies(self, choice: Choice, found: tuple[Lane, ...]) -> list[tuple[abi.Policy, tuple[Lane, ...]]]:
+    def _policies(self, choice: Choice, found: tuple[Lane, ...]) -> Policies:
         if choice is not self.choice:
             return policies(choice, self._held(), found)
-        if self._policies_of is not found:
-            self._policies_made, self._policies_of = policies(choice, self._held(), found), found
-        return self._policies_made
+        # One tuple: another thread may be after the other family's.
+        known = self._made
+        if known is None or known[0] is not found:
+            known = self._made = (found, policies(choice, self._held(), found))
+        return known[1]
 
     def _by_port(self, lane: Lane, family: socket.AddressFamily, kind: socket.SocketKind) -> Iterator[Route]:
         hooks, style = self._grounds.about(lane, self._held())

@@ -53,8 +53,9 @@ class Here:
             if self.last is None or stamp != self._stamp:
                 self.last = read_holdings(self.node, self._file.read_text(encoding="utf-8"))
                 self.never = Never(self.last.never)
-                self._stamp = stamp
                 self.changes += 1
+                # Last: other threads believe the rest when this fits.
+                self._stamp = stamp
         except FileNotFoundError as error:
             raise UsageError(f"node {self.node}: its data plane was removed; start its agent") from error
         return self.last

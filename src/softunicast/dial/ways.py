@@ -13,8 +13,10 @@ connect(), and waits while the agent reconciles (docs/adr/0012).
 
 from __future__ import annotations
 
+import os
 import socket
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -66,13 +68,15 @@ class _Known:
 
 
 class Grounds:
-    """What is found out about this process and node: may it tag, are there hooks, which style is safe."""
+    """What is found out about this process and node: may it tag, are there hooks, which style is safe.
+
+    For several threads without a lock: what belongs together is one tuple, assigned at once.
+    """
 
     def __init__(self, node: str | None, clock: Callable[[], float] = time.monotonic) -> None:
         self.node = node
         self._clock = clock
-        self._socks: Map | None = None
-        self._socks_of = -1
+        self._socks: tuple[int, Map | None] | None = None
         self._option: bool | None = None
         self._known: dict[Lane, _Known] = {}
 
@@ -80,16 +84,22 @@ class Grounds:
         """The storage of sockets, when this process may write it; opened again when the node changed."""
         if self.node is None:
             return None
-        if self._socks_of != changes:
-            from softunicast.kernel.maps import Map
+        known = self._socks
+        if known is None or known[0] != changes:
+            known = self._socks = (changes, self._open_socks(self.node))
+        return known[1]
 
-            self.close()
-            self._socks_of = changes
-            try:
-                self._socks = Map.open_pinned(nodes.map_pin(self.node, "socks"))
-            except (OSError, KernelError):
-                self._socks = None
-        return self._socks
+    @staticmethod
+    def _open_socks(node: str) -> Map | None:
+        from softunicast.kernel.maps import Map
+
+        try:
+            opened = Map.open_pinned(nodes.map_pin(node, "socks"))
+        except (OSError, KernelError):
+            return None
+        # Another thread may be using the one before: it is closed when nobody has it any more.
+        weakref.finalize(opened, os.close, opened.fd)
+        return opened
 
     @property
     def option(self) -> bool:
@@ -115,6 +125,4 @@ class Grounds:
         return known.hooks, known.style
 
     def close(self) -> None:
-        if self._socks is not None:
-            self._socks.close()
-            self._socks = None
+        self._socks = None
