@@ -230,9 +230,30 @@ def test_a_cgroup_by_hand(at: Place) -> None:
     assert [one["path"] for one in at.policies()] == [None], "the agent's to forget"
 
 
+@pytest.fixture
+def ramp(tmp_path: Path) -> Iterator[OnrampNode]:
+    with onramp_node(tmp_path) as made:
+        yield made
+
+
+def test_the_agent_forgets_cgroups_that_are_gone(ramp: OnrampNode) -> None:
+    with ramp.node.daemon("--interval", "1"):
+        with cgroup_of_ours() as folder:
+            script = f"echo $$ > {folder.path}/cgroup.procs && exec socat - TCP:{SERVER}:{ECHO} < /dev/null"
+            done = ramp.node.softunicast("policy", "--cgroup", str(folder.path), "--pool", "gb")
+            assert done.returncode == 0, done.stderr
+            ramp.node.inside("sh", "-c", script)
+            assert [address for _, address, _ in ramp.echo.seen] == ["198.51.100.10"]
+        wait_until(lambda: not ramp.json("policy")["policies"], 20, "its policy is forgotten")
+
+
 @pytest.fixture(scope="module")
 def idle() -> Iterator[SockNode]:
-    """A node where no cgroup has a policy, and none gets one."""
+    """A node where no cgroup has a policy, and none gets one.
+
+    Last in this file: `ip netns` binds its folder over itself when it is first used, and a namespace that was there
+    before is then mounted twice.
+    """
     with SockNode(pinned=True, slices=SLICES, hooks=False) as node:
         node.object.maps["cgroups"].delete(node.cgroup.id.to_bytes(8, sys.byteorder))
         yield node
@@ -260,20 +281,3 @@ def test_what_is_refused(idle: SockNode, arguments: tuple[str, ...], said: str) 
     assert said in done.stdout + done.stderr
     assert done.returncode == (2 if arguments else 0)
     assert not list(idle.object.maps["cgroups"].keys())
-
-
-@pytest.fixture
-def ramp(tmp_path: Path) -> Iterator[OnrampNode]:
-    with onramp_node(tmp_path) as made:
-        yield made
-
-
-def test_the_agent_forgets_cgroups_that_are_gone(ramp: OnrampNode) -> None:
-    with ramp.node.daemon("--interval", "1"):
-        with cgroup_of_ours() as folder:
-            script = f"echo $$ > {folder.path}/cgroup.procs && exec socat - TCP:{SERVER}:{ECHO} < /dev/null"
-            done = ramp.node.softunicast("policy", "--cgroup", str(folder.path), "--pool", "gb")
-            assert done.returncode == 0, done.stderr
-            ramp.node.inside("sh", "-c", script)
-            assert [address for _, address, _ in ramp.echo.seen] == ["198.51.100.10"]
-        wait_until(lambda: not ramp.json("policy")["policies"], 20, "its policy is forgotten")
