@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import carried, dialing, forward, limits, report, steering, tables, tools
+from bench import carried, dialing, forward, library, limits, report, steering, tables, tools
 from softunicast.errors import SoftunicastError
 
 
@@ -41,6 +41,8 @@ def main() -> int:
             flood = limits.measure_flood(helpers, arguments.rounds)
             say("sockets")
             dialed = dialing.measure(helpers, arguments.rounds)
+            say("the Python library")
+            called = library.measure(helpers, max(1, arguments.rounds // 2))
             say("steering")
             steered = steering.measure(helpers, arguments.rounds)
             sized = steering.measure_sizes(helpers, arguments.rounds)
@@ -53,7 +55,19 @@ def main() -> int:
         return 1
     seconds = time.monotonic() - started
     results = report.Results(
-        arguments.rounds, seconds, forwarded, crowded, profile, million, flood, dialed, steered, sized, filled, streams
+        arguments.rounds,
+        seconds,
+        forwarded,
+        crowded,
+        profile,
+        million,
+        flood,
+        dialed,
+        called,
+        steered,
+        sized,
+        filled,
+        streams,
     )
     text = report.markdown(results)
     if arguments.write is None:

@@ -5,16 +5,15 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import carried, dialing, forward, limits, steering, tables
+from bench import carried, dialing, forward, library, limits, steering, tables
 from bench.blast import Sent
 from bench.dialing import Dialed, Dialing
 from bench.forward import Rounds
 from bench.steering import Sized, Times
-from bench.tools import median, percentile
+from bench.tools import median, percentile, ratio, table
 
 WAYS = {
     "nothing": "sending alone (freed at the node's ingress)",
@@ -45,6 +44,7 @@ class Results:
     million: limits.Million
     flood: dict[str, list[Sent]]
     dialing: Dialing
+    library: library.Costs
     steering: Times
     sized: Sized
     tables: tables.Times
@@ -58,16 +58,6 @@ class Aim:
     text: str
     figure: str
     met: bool
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
-    return "\n".join(lines) + "\n"
-
-
-def ratio(mine: Sequence[float], base: Sequence[float]) -> float:
-    """Median of the ratios of each round."""
-    return median([a / b for a, b in zip(mine, base, strict=True)])
 
 
 def machine(others: int) -> str:
@@ -356,6 +346,13 @@ the last free ports.
 What the hooks take of it (the clock included, once a run; `su_sockops` runs several times a connection):
 
 {hooks(results.dialing.clocked)}
+## A connection of the Python library
+
+`softunicast.connect()` by each way ([docs/library.md](library.md)) and close by a RST, from one Python process on one
+CPU: what it adds to a plain one is Python, and a few system calls. {library.TARGETS} destinations,
+{library.EACH} connections each a round.
+
+{library.markdown(results.library)}
 ## Steering
 
 One packet of 128 bytes through the programs of `steer.bpf.c` by BPF_PROG_TEST_RUN, less an empty program in the same

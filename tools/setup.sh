@@ -14,6 +14,7 @@ packages=(
   dropbear-bin openssh-client mtr-tiny traceroute
   coturn                                                                  # a STUN server and turnutils_natdiscovery: what NAT is this?
   wireguard-go wireguard-tools systemd-container busybox-static          # clients behind on-ramps: a tunnel, a container
+  nginx-light haproxy nodejs golang-go podman                             # programs that know nothing of slices, and containers of them
   bird2 frr exabgp mptcpize util-linux
 )
 
@@ -47,7 +48,8 @@ if [ ${#missing[@]} -gt 0 ]; then
   }
   # Nor when this machine starts again; what was installed before is left as it was.
   if command -v systemctl >/dev/null; then
-    for service in bird2:bird frr:frr exabgp:exabgp coturn:coturn; do
+    for service in bird2:bird frr:frr exabgp:exabgp coturn:coturn nginx-light:nginx haproxy:haproxy \
+      podman:podman.socket podman:podman-restart podman:podman-auto-update.timer; do
       case " ${missing[*]} " in *" ${service%:*} "*) systemctl disable --quiet "${service#*:}" 2>/dev/null || true ;; esac
     done
   fi

@@ -5,7 +5,11 @@
      +-- UsageError             exit status 2: what was asked is wrong; nothing was changed
      |    +-- PlanError         a line of a plan or bindings file
      +-- KernelError            the kernel refused
-          +-- ProbeError        the kernel lacks something that is needed
+     |    +-- ProbeError        the kernel lacks something that is needed
+     +-- DialError              a socket did not get where it was to go; an OSError too, with its `errno`
+          +-- SliceFull         no port is left in these slices towards that destination (EADDRNOTAVAIL)
+          +-- FamilyMissing     the pool has no address of the destination's family here (ENETUNREACH)
+          +-- DialTimeout       not in time; a TimeoutError too
 
 `str(error)` is one clear line that names the object, the place and the next action (a ProbeError has a line
 for each thing missing); the command line prints it behind "softunicast: " and exits with `error.exit_status`.
@@ -14,6 +18,7 @@ Causes are kept with `raise ... from`.
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
 
 
@@ -70,3 +75,87 @@ class KernelError(SoftunicastError):
 
 class ProbeError(KernelError):
     """The kernel lacks something that is needed; `message` has a line for each, which names it and what to do."""
+
+
+class DialError(SoftunicastError, OSError):
+    """A connection through a slice that did not come to be. Programs that catch OSError catch it.
+
+    `remote` is (address, port), `slices` the slices tried, as text, `protocol` "tcp" or "udp".
+    """
+
+    def __init__(
+        self, message: str, number: int, remote: tuple[str, int], slices: tuple[str, ...] = (), protocol: str = "tcp"
+    ) -> None:
+        super().__init__(message)
+        self.errno = number
+        self.strerror = message
+        self.remote = remote
+        self.slices = slices
+        self.protocol = protocol
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # OSError would remember the message alone.
+        return type(self), self._again()
+
+    def _again(self) -> tuple[object, ...]:
+        return self.message, self.errno, self.remote, self.slices, self.protocol
+
+
+class SliceFull(DialError):
+    """Every port of `slices` is in use towards `remote` (or they drain); other destinations may still have ports."""
+
+    def __init__(self, remote: tuple[str, int], slices: tuple[str, ...], protocol: str = "tcp") -> None:
+        full = ", ".join(slices)
+        super().__init__(
+            f"{full}: no port is left towards {endpoint(remote)} ({protocol}); end a connection there, give this node "
+            "more slices, or see `softunicast slices`",
+            errno.EADDRNOTAVAIL,
+            remote,
+            slices,
+            protocol,
+        )
+
+    def _again(self) -> tuple[object, ...]:
+        return self.remote, self.slices, self.protocol
+
+
+class FamilyMissing(DialError):
+    """What was chosen has no address of that family on this node: the node's own must not leak instead."""
+
+    def __init__(self, remote: tuple[str, int], chosen: str, protocol: str = "tcp") -> None:
+        family = "IPv6" if ":" in remote[0] else "IPv4"
+        super().__init__(
+            f"{chosen}: no {family} on this node, which {endpoint(remote)} needs; choose a pool that has",
+            errno.ENETUNREACH,
+            remote,
+            (),
+            protocol,
+        )
+        self.chosen = chosen
+
+    def _again(self) -> tuple[object, ...]:
+        return self.remote, self.chosen, self.protocol
+
+
+class DialTimeout(DialError, TimeoutError):
+    """`remote` did not answer in `after_s` seconds."""
+
+    def __init__(
+        self, remote: tuple[str, int], after_s: float, slices: tuple[str, ...] = (), protocol: str = "tcp"
+    ) -> None:
+        super().__init__(
+            f"{endpoint(remote)}: no answer within {after_s:.3g} s; is it up? allow more time, or try another",
+            errno.ETIMEDOUT,
+            remote,
+            slices,
+            protocol,
+        )
+        self.after_s = after_s
+
+    def _again(self) -> tuple[object, ...]:
+        return self.remote, self.after_s, self.slices, self.protocol
+
+
+def endpoint(remote: tuple[str, int]) -> str:
+    """`203.0.113.1:443`, `[2001:db8::1]:443`."""
+    return f"[{remote[0]}]:{remote[1]}" if ":" in remote[0] else f"{remote[0]}:{remote[1]}"

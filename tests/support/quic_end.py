@@ -15,6 +15,7 @@ import datetime
 import json
 import ssl
 import sys
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,12 @@ def body(count: int) -> bytes:
     return (LINE * (count // len(LINE) + 1))[:count]
 
 
-def certificate(folder: Path) -> tuple[Path, Path]:
-    """A self-signed certificate and its key, PEM."""
+def certificate(folder: Path, address: str | None = None) -> tuple[Path, Path]:
+    """A self-signed certificate (for that address, too) and its key, PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "quic.example")])
     now = datetime.datetime.now(datetime.UTC)
-    made = (
+    builder = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
@@ -47,8 +48,11 @@ def certificate(folder: Path) -> tuple[Path, Path]:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=1))
-        .sign(key, hashes.SHA256())
     )
+    if address is not None:
+        names = x509.SubjectAlternativeName([x509.IPAddress(ip_address(address))])
+        builder = builder.add_extension(names, critical=False)
+    made = builder.sign(key, hashes.SHA256())
     paths = folder / "quic.crt", folder / "quic.key"
     paths[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
     paths[1].write_bytes(

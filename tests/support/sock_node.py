@@ -30,6 +30,7 @@ from softunicast.agent import state
 from softunicast.kernel import abi, cgroup, netns, nodes
 from softunicast.kernel.abi_util import Word, addr_bytes, addr_ip, prefix_key
 from softunicast.kernel.bpf import AttachType, BpfObject, Link, attach_cgroup, attach_tcx, object_path, run_iter
+from softunicast.model.slice import Slice
 from tests.support.wait import wait_until
 
 WORLD, WORLD2, WORLD6 = "203.0.113.1", "203.0.113.2", "2001:db8:f::1"
@@ -37,6 +38,7 @@ ADDRESS, ADDRESS2 = "198.51.100.20", "198.51.100.30"
 FOREIGN_PORT = 9500  # of ADDRESS, but another node's
 U32 = struct.Struct("=I")
 IP_BIND_ADDRESS_NO_PORT, IP_LOCAL_PORT_RANGE = 24, 51
+NEVER = ("127.0.0.0/8", "10.9.0.0/24", "::1/128", "fd09::/64", "224.0.0.0/4", "ff00::/8")
 NUMBERS = itertools.count()
 
 HOOKS = {
@@ -217,7 +219,7 @@ class SockNode:
                 maps["pool_slices"].update(U32.pack(place + at), U32.pack(index))
             maps["pools"].update(U32.pack(pool), abi.Pool(place, len(four), place + len(four), len(six)).pack())
             place += len(numbers)
-        for network in ("127.0.0.0/8", "10.9.0.0/24", "::1/128", "fd09::/64", "224.0.0.0/4", "ff00::/8"):
+        for network in NEVER:
             maps["prefixes"].update(prefix_key(abi.List.NEVER, ip_network(network)), U32.pack(1))
 
     def _pretend_agent(self, cookie: int) -> None:
@@ -228,8 +230,12 @@ class SockNode:
             netns_cookie=cookie,
             abi_version=abi.ABI_VERSION,
             pools={"ten": 1, "other": 2, "empty": 3},
+            tags={"ten": {"country": "GB"}, "other": {"country": "FR"}},
+            never=NEVER,
             slices=tuple(
-                state.SliceState(index, f"{address}:{first}-{last}", "other" if address == ADDRESS2 else "ten", 1)
+                state.SliceState(
+                    index, str(Slice(ip_address(address), first, last)), "other" if address == ADDRESS2 else "ten", 1
+                )
                 for index, (address, first, last) in enumerate(self.slices)
             ),
         )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from ipaddress import ip_address
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 import click
 import pytest
 
+import softunicast
 from softunicast.agent.onramp_keeper import Given
 from softunicast.api import requests
 from softunicast.cli.flows import flow_json
 from softunicast.cli.main import VERBS, cli
 from softunicast.cli.onramp import onramp
+from softunicast.dial.ways import Way
 from softunicast.egress.explain import Action, Asked, Explanation, HeldBy, Step
 from softunicast.egress.flow_view import FlowView
 from softunicast.egress.onramp_view import OnrampView, TenantView
@@ -58,6 +61,14 @@ def test_meanings_mean_something() -> None:
         assert len(meaning) >= 4 and "\n" not in meaning
 
 
+def test_every_word_of_the_library_is_in_library_md() -> None:
+    text = (DOCS / "library.md").read_text(encoding="utf-8")
+    for name in (*inspect.signature(softunicast.dialer).parameters, *softunicast.__all__):
+        assert name in text, name
+    for way in Way:
+        assert f"`{way.value}`" in text
+
+
 def test_every_verb_is_listed() -> None:
     assert set(rows("cli.md", "Verbs")) == set(VERBS)
 
@@ -72,7 +83,7 @@ def test_every_option_of_onramp_is_in_cli_md() -> None:
 
 def test_every_key_of_the_agents_socket_is_in_api_md() -> None:
     text = (DOCS / "api.md").read_text(encoding="utf-8")
-    shapes = (requests.Add, requests.Tun, requests.Hand, requests.Remove, requests.List)
+    shapes = (requests.Add, requests.Tun, requests.Hand, requests.Tag, requests.Remove, requests.List)
     for key in {key for shape in shapes for key in shape.model_fields}:
         assert f"`{key}`" in text, key
     given = Given(Onramp("a", "b", "c", ()), 1, 1, 1, 1)
@@ -80,7 +91,7 @@ def test_every_key_of_the_agents_socket_is_in_api_md() -> None:
         assert f'"{key}"' in text, key
 
 
-@pytest.mark.parametrize("verb", ["slices", "flows", "counters", "drops", "explain", "escape"])
+@pytest.mark.parametrize("verb", ["policy", "slices", "flows", "counters", "drops", "explain", "escape"])
 def test_every_option_of_the_verbs_that_show_is_in_cli_md(verb: str) -> None:
     command = cli.get_command(click.Context(cli), verb)
     assert command is not None

@@ -8,7 +8,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from softunicast.egress.numbers import FRESH, MAX_ONRAMPS, Numbers, numbers
+from softunicast.egress.numbers import FRESH, MAX_ONRAMPS, MAX_POOLS, Numbers, numbers
 from softunicast.errors import UsageError
 from softunicast.model.address import parse_address
 from softunicast.model.fleet import Node, Onramp
@@ -67,3 +67,17 @@ def test_more_tenants_than_fit() -> None:
     known = Numbers(tenants={f"t{number}": number for number in range(1, 1024)})
     with pytest.raises(UsageError, match="1024 tenants, at most 1023 fit"):
         numbers(node("r1"), known)
+
+
+def test_a_pool_keeps_its_number_and_its_heirs_get_others() -> None:
+    first = numbers(node(), FRESH, ["gb", "ten"])
+    assert first.pools == {"gb": 0, "ten": 1}
+    second = numbers(node(), first, ["ten", "fr"])
+    assert second.pools == {"gb": 0, "ten": 1, "fr": 2}, "a program under gb must not find itself in fr"
+    assert numbers(node(), second, ["gb", "ten", "aa"]).pools == {"gb": 0, "ten": 1, "fr": 2, "aa": 3}
+
+
+def test_what_left_makes_room_when_there_is_none() -> None:
+    full = Numbers(pools={f"p{number}": number for number in range(MAX_POOLS)})
+    found = numbers(node(), full, ["p7", "new"])
+    assert found.pools == {"new": 0, "p7": 7}

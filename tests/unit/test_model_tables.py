@@ -263,7 +263,7 @@ def test_tables_are_the_same_every_time() -> None:
 
 def test_names() -> None:
     names = egress.table_names(FULL, BINDINGS, "lhr1")
-    assert names.pools == ("fr", "gb", "gb6", "ten")
+    assert names.pools == {"fr": 0, "gb": 1, "gb6": 2, "ten": 3}
     assert names.slice_index(names.slices[3]) == 3
     assert names.slice_index(next(binding for binding in BINDINGS.bindings if binding.node == "lhr2")) == abi.NONE
     assert names.tenants == {"vpn": 1}

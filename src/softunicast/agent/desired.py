@@ -118,15 +118,17 @@ def onramps(node: Node, facts: Facts, last: NodeState | None, given: Numbers) ->
     return result
 
 
-def numbers_of(node: Node, last: NodeState | None) -> Numbers:
-    """Numbers that go on from the last ones, also from those of a file that knew ids and generations only."""
+def numbers_of(plan: Plan, node: Node, last: NodeState | None) -> Numbers:
+    """Numbers that go on from the last ones, also from those of a file that knew less of them."""
     if last is None:
-        return numbers(node)
+        return numbers(node, pools=plan.pools)
     known = last.numbers
     if not known.onramps:
         known = replace(known, onramps={name: ramp.id for name, ramp in last.onramps.items()})
+    if not known.pools:
+        known = replace(known, pools=last.pools)
     highest = max((ramp.generation for ramp in last.onramps.values()), default=0)
-    return numbers(node, replace(known, generation=max(known.generation, highest)))
+    return numbers(node, replace(known, generation=max(known.generation, highest)), plan.pools)
 
 
 def desired(
@@ -148,7 +150,7 @@ def desired(
     memory = Memory() if memory is None else memory
     node = node_here(plan, node_name, facts)
     chosen = choices(node, facts, refused)
-    given = numbers_of(node, last)
+    given = numbers_of(plan, node, last)
     ramps = onramps(node, facts, last, given)
     ifindexes = {name: device.ifindex for name, device in facts.devices.items()}
     generations = {name: ramp.generation for name, ramp in ramps.items()}
@@ -183,10 +185,12 @@ def desired(
         netns_cookie=facts.netns_cookie,
         abi_version=build_.abi_version,
         bindings_epoch=bindings.epoch,
-        pools={name: plan.pool_index(name) for name in plan.pools},
+        pools={name: given.pools[name] for name in plan.pools},
+        tags={name: dict(pool.tags) for name, pool in plan.pools.items() if pool.tags},
+        never=tuple(map(str, egress_tables.never_sliced(plan, node))),
         places=at,
         numbers=replace(given, generation=max([given.generation, *generations.values()])),
-        slices=tuple(_slices(tables.get("slices", {}), plan)),
+        slices=tuple(_slices(tables.get("slices", {}), given)),
         onramps=ramps,
         uplinks={name: ifindexes[name] for name in node.uplinks if name in ifindexes},
         array_used=memory.array_used,
@@ -371,8 +375,8 @@ def _sysctls(
                 yield f"net/{family}/conf/{onramp.device}/forwarding", "0"
 
 
-def _slices(table: Mapping[bytes, bytes], plan: Plan) -> Iterator[SliceState]:
-    pools = {plan.pool_index(name): name for name in plan.pools}
+def _slices(table: Mapping[bytes, bytes], given: Numbers) -> Iterator[SliceState]:
+    pools = {number: name for name, number in given.pools.items()}
     for key, value in sorted(table.items(), key=lambda item: _index(item[0])):
         held = abi.Slice.unpack(value)
         if held.flags:

@@ -18,7 +18,9 @@ Readers: the agent; `softunicast slices|flows|counters|drops|explain|run` for na
 | `bindings_epoch` | of bindings.yaml; the agent refuses an older one |
 | `ready` | the last reconciliation went through |
 | `pools`, `slices`, `onramps`, `uplinks` | names <-> indices used in the maps |
-| `numbers` | of on-ramps, tenants and lists of prefixes, those that left too: egress.numbers |
+| `tags` | of pools that have any, for programs that choose by them |
+| `never` | destinations that are never sliced, networks |
+| `numbers` | of pools, on-ramps, tenants and lists of prefixes, those that left too: egress.numbers |
 | `places` | where nodes, sites, owners and lists of sites are in the maps: steering.places |
 | `map_sizes` | max_entries of the maps that were not left at their default |
 | `array_used` | how many elements of an array map were filled; beyond them it is zeros |
@@ -83,6 +85,8 @@ class NodeState:
     bindings_epoch: int = 0
     ready: bool = False
     pools: Mapping[str, int] = field(default_factory=dict)
+    tags: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    never: tuple[str, ...] = ()
     places: Places = NOWHERE
     numbers: Numbers = FRESH
     slices: tuple[SliceState, ...] = ()
@@ -138,6 +142,7 @@ def loads(text: str, path: Path) -> NodeState:
         values["slices"] = tuple(SliceState(**item) for item in raw["slices"])
         values["onramps"] = {name: OnrampState(**item) for name, item in raw["onramps"].items()}
         values["addresses_added"] = tuple(raw["addresses_added"])
+        values["never"] = tuple(raw.get("never", ()))
         values["places"] = _places(raw["places"])
         values["numbers"] = Numbers(**raw.get("numbers", {}))
         return NodeState(**values)

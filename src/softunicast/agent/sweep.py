@@ -9,7 +9,8 @@
 - A TCP connection of a client whose on-ramp is gone, or has another generation, would hold its port for hours: it is
   turned into LINGER in the same way.
 - What the claims of an on-ramp came to (`uses`) is forgotten when the on-ramp, or that generation of it, is gone.
-- Folders of `softunicast run` that are empty twice in a row, their policies, and `control.policies`.
+- Folders of `softunicast run` that are empty twice in a row, their policies, and `control.policies`; policies of other
+  cgroups (`softunicast policy`) that are gone.
 
 Nothing here ever deletes a claim from userspace: the programs do, after winning its word.
 """
@@ -23,8 +24,10 @@ from pathlib import Path
 
 from softunicast.agent import sock_diag
 from softunicast.agent.machine import Machine
-from softunicast.kernel import abi, nodes
+from softunicast.errors import KernelError
+from softunicast.kernel import abi, cgroup, nodes
 from softunicast.kernel.abi_util import word_generation, word_state
+from softunicast.kernel.maps import Map
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +127,21 @@ class Sweeper:
             policies.delete(number.to_bytes(8, sys.byteorder))
             removed += 1
         self._empty = set(empty)
+        removed += self._gone(policies)
         self._recount()
+        return removed
+
+    def _gone(self, policies: Map) -> int:
+        """Policies of cgroups that are gone: a service's or a container's, which somebody else made and removed."""
+        removed = 0
+        for key in list(policies.keys()):
+            try:
+                gone = cgroup.by_id(int.from_bytes(key, sys.byteorder)) is None
+            except KernelError:
+                # Not to be known here (no CAP_DAC_READ_SEARCH): better too many policies than one too few.
+                break
+            if gone:
+                removed += policies.delete(key)
         return removed
 
     def _recount(self) -> None:

@@ -41,6 +41,15 @@ class Hand(_Question):
     keys: dict[str, Any] = {}
 
 
+class Tag(_Question):
+    """`client`: the seed of the address choice, 0: by the pool alone."""
+
+    do: Literal["tag"]
+    pool: str
+    slice: str | None = None
+    client: Annotated[int, Field(ge=0, le=0xFFFFFFFF)] = 0
+
+
 class Remove(_Question):
     do: Literal["remove"]
     name: str
@@ -50,7 +59,7 @@ class List(_Question):
     do: Literal["list"]
 
 
-Question = Add | Tun | Hand | Remove | List
+Question = Add | Tun | Hand | Tag | Remove | List
 _READER: Final[TypeAdapter[Question]] = TypeAdapter(Annotated[Question, Field(discriminator="do")])
 
 
@@ -60,5 +69,5 @@ def read(message: dict[str, Any]) -> Question:
         return _READER.validate_python(message)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(step) for step in first["loc"]) or "do"
+        where = "".join(one if one.isprintable() else "?" for one in ".".join(map(str, first["loc"]))) or "do"
         raise UsageError(f"{where[:60]}: {' '.join(first['msg'].split())[:200]}; see docs/api.md") from error

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from softunicast.agent.onramp_file import entry_json
 from softunicast.agent.onramp_keeper import Ask, Given, Keeper
+from softunicast.agent.tagger import Tagger
 from softunicast.api import requests
 from softunicast.api.protocol import MAX_BYTES, pack, socket_path, unpack
 from softunicast.errors import KernelError, SoftunicastError, UsageError
@@ -46,6 +47,7 @@ class Server:
     log: Any
     group: int | None = None
     _keeper: Keeper | None = None
+    _tagger: Tagger | None = None
     _selector: selectors.BaseSelector | None = None
     _listener: socket.socket | None = None
     _open: set[socket.socket] = field(default_factory=set)
@@ -69,6 +71,7 @@ class Server:
             listener.close()
             raise KernelError(f"listen at {path}: {error.strerror or error}", errno=error.errno or 0) from error
         self._keeper, self._selector, self._listener = keeper, selector, listener
+        self._tagger = Tagger(keeper.machine)
         selector.register(listener, selectors.EVENT_READ, self._accept)
 
     def close(self) -> None:
@@ -150,8 +153,8 @@ class Server:
     def _do(
         self, question: requests.Question, uid: int, handed: socket.socket | None
     ) -> tuple[dict[str, Any], Given | None]:
-        keeper = self._keeper
-        if keeper is None:
+        keeper, tagger = self._keeper, self._tagger
+        if keeper is None or tagger is None:
             raise KernelError("the agent is not ready yet; ask again")
         match question:
             case requests.Add(name=name, device=device, make=make, keys=keys):
@@ -160,6 +163,9 @@ class Server:
                 ask = Ask("tun", keys, name, device, tap, uid)
             case requests.Hand(name=name, device=device, keys=keys):
                 ask = Ask("socket", keys, name, device, uid=uid)
+            case requests.Tag(pool=pool, slice=slice_, client=client):
+                tagger.tag(handed, pool, slice_, client)
+                return {"ok": True}, None
             case requests.Remove(name=name):
                 return {"ok": True, "onramp": entry_json(keeper.remove(name, uid))}, None
             case _:

@@ -163,7 +163,7 @@ def plan_explanation(asked: Asked, plan: Plan, bindings: Bindings, name: str) ->
             node=name,
             nodes={index: other for other, index in meanings.nodes.items()},
             sites={plan.site_index(site): site for site in plan.sites},
-            pools=dict(enumerate(meanings.pools)),
+            pools={index: pool for pool, index in meanings.pools.items()},
             onramps={index: onramp for onramp, index in meanings.onramps.items()},
         ),
         timers=plan.settings.timers,

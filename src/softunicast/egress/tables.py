@@ -2,7 +2,7 @@
 """Plan + bindings + node -> contents of the maps that claims and packets need. Pure: same input, same bytes.
 
     slices         index -> su_slice       this node's slices, sorted by address and port, from 0
-    pools          index -> su_pool        by sorted pool name, from 0: where in pool_slices its slices are
+    pools          index -> su_pool        by egress.numbers, from 0: where in pool_slices its slices are
     pool_slices    place -> slice index    for each pool its IPv4 slices, then its IPv6 ones
     onramps        id -> su_onramp         by name (egress.numbers); all zero while the device is not there
     onramp_devices ifindex -> id
@@ -49,10 +49,10 @@ _U32: Final = struct.Struct("=I")
 
 @dataclass(frozen=True, slots=True)
 class TableNames:
-    """What the indices in this node's maps mean. `pools` and `slices` by index; `onramps`, `nodes`, `tenants` by
-    name; `lists` the contents of `prefixes` by number."""
+    """What the indices in this node's maps mean. `slices` by index; `pools`, `onramps`, `nodes`, `tenants` by name;
+    `lists` the contents of `prefixes` by number."""
 
-    pools: tuple[str, ...]
+    pools: Mapping[str, int]
     slices: tuple[Binding, ...]
     onramps: Mapping[str, int]
     nodes: Mapping[str, int]
@@ -73,18 +73,18 @@ class TableNames:
 def table_names(plan: Plan, bindings: Bindings, node_name: str, given: Numbers | None = None) -> TableNames:
     """Names and indices of one node's tables; `given`: those that go on from earlier ones. UsageError: no such node."""
     node = plan.node(node_name)
-    given = numbers(node) if given is None else given
+    given = numbers(node, pools=plan.pools) if given is None else given
     held = sorted(
         (binding for binding in bindings.bindings if binding.node == node_name),
         key=lambda binding: binding.slice.sort_key,
     )
-    lists = {int(abi.List.NEVER): _never(plan, node), int(abi.List.INTERNAL): _internal(plan, node)}
+    lists = {int(abi.List.NEVER): never_sliced(plan, node), int(abi.List.INTERNAL): _internal(plan, node)}
     for onramp in node.onramps.values():
         for networks in (onramp.sources, onramp.bypass):
             if networks:
                 lists[given.lists[list_text(networks)]] = tuple(sorted(networks, key=network_key))
     return TableNames(
-        pools=tuple(sorted(plan.pools)),
+        pools={name: given.pools[name] for name in sorted(plan.pools)},
         slices=tuple(held),
         onramps=given.onramps,
         nodes=plan.node_indices(),
@@ -112,7 +112,7 @@ def build_tables(
     node = plan.node(node_name)
     names = table_names(plan, bindings, node_name, given)
     tables: Tables = {
-        "slices": {_U32.pack(at): _slice(plan, binding) for at, binding in enumerate(names.slices)},
+        "slices": {_U32.pack(at): _slice(plan, names, binding) for at, binding in enumerate(names.slices)},
         "prefixes": dict(_prefixes(names.lists)),
         "onramps": {},
         "onramp_devices": {},
@@ -130,7 +130,7 @@ def build_tables(
                 sources=names.list_number(onramp.sources),
                 gateway4=addr_bytes(onramp.gateway4) if onramp.gateway4 else abi.NO_ADDRESS,
                 gateway6=addr_bytes(onramp.gateway6) if onramp.gateway6 else abi.NO_ADDRESS,
-                policy=_policy(plan, names, onramp),
+                policy=_policy(names, onramp),
                 max_flows=onramp.max_flows,
                 new_per_s=onramp.new_per_s,
                 mss=onramp.mss or 0,
@@ -177,7 +177,7 @@ def udp_exact_first(first: int, last: int, fraction: float) -> int:
     return first + int(size * fraction) if size >= WILDCARD_PORTS else first
 
 
-def _slice(plan: Plan, binding: Binding) -> bytes:
+def _slice(plan: Plan, names: TableNames, binding: Binding) -> bytes:
     held = binding.slice
     return abi.Slice(
         addr=addr_bytes(held.address),
@@ -185,7 +185,7 @@ def _slice(plan: Plan, binding: Binding) -> bytes:
         last=held.last,
         udp_exact_first=udp_exact_first(held.first, held.last, plan.settings.udp_wildcard_fraction),
         flags=int(abi.SliceFlag.LIVE),
-        pool=plan.pool_index(binding.pool),
+        pool=names.pools[binding.pool],
         epoch=binding.epoch,
         claim_until_ns=FOREVER_NS,
     ).pack()
@@ -197,7 +197,7 @@ def _pools(names: TableNames) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
         of_pool.setdefault((binding.pool, binding.slice.address.version), []).append(index)
     pools: dict[bytes, bytes] = {}
     order: list[int] = []
-    for number, name in enumerate(names.pools):
+    for name, number in names.pools.items():
         four, six = of_pool.get((name, 4), []), of_pool.get((name, 6), [])
         value = abi.Pool(len(order), len(four), len(order) + len(four), len(six))
         pools[_U32.pack(number)] = value.pack()
@@ -216,7 +216,7 @@ def _udp_flags(onramp: Onramp) -> int:
     return int(abi.OnrampFlag.EIM) | filters[onramp.filtering]
 
 
-def _policy(plan: Plan, names: TableNames, onramp: Onramp) -> abi.Policy:
+def _policy(names: TableNames, onramp: Onramp) -> abi.Policy:
     flags, index, first, last = abi.PolicyFlag.SET, abi.NONE, 0, 0
     if onramp.slice is not None:
         flags |= abi.PolicyFlag.RANGE
@@ -225,7 +225,7 @@ def _policy(plan: Plan, names: TableNames, onramp: Onramp) -> abi.Policy:
         index = next((at for at, held in enumerate(names.slices) if held.slice.covers(onramp.slice)), abi.NONE)
     return abi.Policy(
         flags=int(flags),
-        pool=plan.pool_index(onramp.pool),
+        pool=names.pools[onramp.pool],
         slice=index,
         first=first,
         last=last,
@@ -247,7 +247,7 @@ def _sorted(networks: Iterable[IPNetwork]) -> tuple[IPNetwork, ...]:
     return tuple(sorted(set(networks), key=network_key))
 
 
-def _never(plan: Plan, node: Node) -> tuple[IPNetwork, ...]:
+def never_sliced(plan: Plan, node: Node) -> tuple[IPNetwork, ...]:
     """Destinations that are never sliced on this node."""
     return _sorted([*LOOPBACK, *LINK_LOCAL, *MULTICAST, *NOWHERE, *_underlays(plan), *node.bypass])
 

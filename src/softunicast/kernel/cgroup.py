@@ -2,17 +2,30 @@
 """cgroup2 folders: where it is mounted, and the folders that `softunicast run` puts programs in.
 
 A cgroup's id, which BPF programs see and the map `cgroups` is keyed by, is the inode number of its folder
-(kernel/cgroup/cgroup.c: cgroup_id() is the kernfs node's id). It is never used twice while the machine runs.
+(kernel/cgroup/cgroup.c: cgroup_id() is the kernfs node's id). It is never used twice while the machine runs. It is a
+file handle, too (fs/kernfs/mount.c, kernfs_fh_to_dentry; FILEID_KERNFS), by which the folder is found again: `by_id`.
 On a machine with cgroup v1 controllers ("hybrid"), cgroup2 is mounted below /sys/fs/cgroup, not at it.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from softunicast.errors import KernelError, ProbeError
+from softunicast.kernel.libbpf import libc
+
+FILEID_KERNFS: Final = 0xFE
+
+
+class _Handle(ctypes.Structure):
+    """struct file_handle with an id in it."""
+
+    _fields_ = (("bytes", ctypes.c_uint), ("type", ctypes.c_int), ("id", ctypes.c_uint64))
 
 
 def root() -> Path:
@@ -33,6 +46,25 @@ def of_process(pid: int | None = None) -> Path:
         raise KernelError(f"cgroup of process {who}: {error.strerror}", errno=error.errno or 0) from error
     inner = next((line[3:] for line in lines if line.startswith("0::")), "/")
     return root() / inner.lstrip("/")
+
+
+def by_id(number: int) -> Path | None:
+    """The folder of the cgroup with that id; None when it is gone. KernelError: only root may ask."""
+    handle = _Handle(8, FILEID_KERNFS, number)
+    mount = os.open(root(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        found = libc().open_by_handle_at(mount, ctypes.byref(handle), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        failed = ctypes.get_errno()
+    finally:
+        os.close(mount)
+    if found < 0:
+        if failed in (errno.ESTALE, errno.ENOENT):
+            return None
+        raise KernelError(f"cgroup {number}: {os.strerror(failed)}", errno=failed)
+    try:
+        return Path(f"/proc/self/fd/{found}").readlink()
+    finally:
+        os.close(found)
 
 
 @dataclass(frozen=True, slots=True)
