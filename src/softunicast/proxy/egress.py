@@ -2,10 +2,10 @@
 """Sockets that leave by a user's pool, or do not leave.
 
 Each upstream socket is tagged with its pool's policy before it connects (egress.socket_policy): the hooks choose
-address and port, claim the flow, or refuse it. Fail closed, twice: the hooks must be attached when the proxy starts, and
-a socket whose own address after connect() is not of its pool is closed and refused as FORBIDDEN, whatever let it through
-(a destination that is never sliced, an agent that was uninstalled). Only a user with `direct: true` leaves from the
-node's own address.
+address and port, claim the flow, or refuse it. Fail closed, twice: the hooks must be attached when the proxy starts,
+and a socket whose own address after connect() is not of its pool is closed and refused as FORBIDDEN, whatever let it
+through (a destination that is never sliced, an agent that was uninstalled). Only a user with `direct: true` leaves from
+the node's own address.
 
 Which pools a user has is asked again whenever the node's files change (`refresh`).
 """

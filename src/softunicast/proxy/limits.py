@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much a user may have at once and begin in a second, over all workers.
 
-Each worker counts its own in a row of shared memory (an anonymous mmap made before the workers are forked) and reads all
-rows, so nobody waits for anybody; between two workers' looks a limit may be passed by one connection a worker. The rate
-is a bucket of one second, a worker's share each.
+Each worker counts its own in a row of shared memory (an anonymous mmap made before the workers are forked) and reads
+all rows, so nobody waits for anybody; between two workers' looks a limit may be passed by one connection a worker. The
+rate is a bucket of one second, a worker's share each.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from typing import Annotated, Final, Literal, TypeVar
 
 from pydantic import Field
 
-from softunicast.model.address import IPAddress, IPNetwork, parse_address, parse_network
+from softunicast.model.address import IPAddress, IPNetwork, contains, parse_address, parse_network
 from softunicast.model.document import Document, Path, load_document
 from softunicast.model.shape import Shape, Texts, checked
 from softunicast.proxy.core.http1 import read_authority
@@ -47,7 +47,7 @@ _INSIDE6: Final = (
     "fec0::/10",
     "ff00::/8",
 )
-INSIDE: Final = (*map(IPv4Network, _INSIDE4), *map(IPv6Network, _INSIDE6))
+INSIDE: Final[tuple[IPNetwork, ...]] = (*map(IPv4Network, _INSIDE4), *map(IPv6Network, _INSIDE6))
 """What a client may not reach through the proxy unless `allow` says so: this host, its neighbours, nobody."""
 
 Seconds = Annotated[float, Field(gt=0, le=86400)]
@@ -125,9 +125,12 @@ class User:
         """Is a destination neither inside, nor excepted?"""
         if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
             address = address.ipv4_mapped
-        if any(address.version == one.version and address in one for one in INSIDE):
-            return any(address.version == one.version and address in one for one in self.allow)
-        return True
+        return not within(address, INSIDE) or within(address, self.allow)
+
+
+def within(address: IPAddress, networks: tuple[IPNetwork, ...]) -> bool:
+    """Is the address in one of them?"""
+    return any(contains(network, address) for network in networks)
 
 
 @dataclass(frozen=True, slots=True)

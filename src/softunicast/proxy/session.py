@@ -5,8 +5,8 @@
                     '-> Associate (UDP)                                        lingering close
 
 A client has `handshake_s` for all it says until it is served. While the upstream connection is made it is not read,
-but its RST ends the attempt. A refusal is closed lingering (shutdown, then read what is still in flight, a moment): closed
-at once, unread bytes would turn it into a RST, which may overtake the answer.
+but its RST ends the attempt. A refusal is closed lingering (shutdown, then read what is still in flight, a moment):
+closed at once, unread bytes would turn it into a RST, which may overtake the answer.
 """
 
 from __future__ import annotations
@@ -202,7 +202,9 @@ class Session:
         assert not isinstance(self._client.host, str)
         try:
             here = self._sock.getsockname()[0]
-            association = Association(self._service, self._user, self._sock, here, self._client.host, request.client)
+            association = Association.open(
+                self._service, self._user, self._sock, here, self._client.host, request.client
+            )
         except OSError as error:
             self._tell(Failed(Reason.EXHAUSTED, os.strerror(error.errno or 0)))
             return

@@ -4,9 +4,9 @@
     client  --[header | payload]-->  inner socket   Association   outer sockets (v4, v6)  --payload-->  remotes
 
 The inner socket is bound where the client's TCP connection came in, and hears that client's address only; its port is
-the one it named, or that of its first datagram. The outer sockets are tagged with the user's pool and never connect: the
-uplink's guard gives each remote its own port of a slice (docs/sockets.md). A name in a header is looked up by the node;
-datagrams wait for it, WAITING at most. The association lives as long as its TCP connection.
+the one it named, or that of its first datagram. The outer sockets are tagged with the user's pool and never connect:
+the uplink's guard gives each remote its own port of a slice (docs/sockets.md). A name in a header is looked up by the
+node; datagrams wait for it, WAITING at most. The association lives as long as its TCP connection.
 
 Datagrams pass through Python, because each has a header; only streams do not.
 """
@@ -35,27 +35,41 @@ MAX_BYTES: Final = 65535
 class Association:
     """`done(association)` is called once, when its TCP connection ends; then `close()`."""
 
-    def __init__(
-        self, service: Service, user: User, control: socket.socket, here: str, client: IPAddress, said: Endpoint
-    ) -> None:
+    @classmethod
+    def open(
+        cls, service: Service, user: User, control: socket.socket, here: str, client: IPAddress, said: Endpoint
+    ) -> Association:
         """OSError when there is no socket to be had. `said`: where the client's datagrams come from, 0 for unknown."""
+        inner = socket.socket(control.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            inner.bind((here, 0))
+        except OSError:
+            inner.close()
+            raise
+        return cls(service, user, control, inner, client, said.port)
+
+    def __init__(
+        self,
+        service: Service,
+        user: User,
+        control: socket.socket,
+        inner: socket.socket,
+        client: IPAddress,
+        port: int,
+    ) -> None:
+        """`port` of the client, 0: that of its first datagram."""
         self._service = service
         self.user = user
         self.control = control
         self.client = client
-        self.port = said.port
+        self.port = port
         self.started_s = time.time()
         self.up_bytes = self.down_bytes = self.dropped = 0
         self.done: Callable[[Association], None] = lambda _: None
         self._waiting: dict[str, list[tuple[int, bytes]]] = {}
         self._names: dict[str, IPAddress] = {}
         self.outer: dict[int, socket.socket] = {}
-        self.inner = socket.socket(control.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        try:
-            self.inner.bind((here, 0))
-        except OSError:
-            self.inner.close()
-            raise
+        self.inner = inner
         name = self.inner.getsockname()
         address = ip_address(name[0].partition("%")[0])
         self.local = Endpoint(getattr(address, "ipv4_mapped", None) or address, name[1])
