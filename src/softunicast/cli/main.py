@@ -26,6 +26,7 @@ VERBS: Final[dict[str, str]] = {
     "plan": "Check a plan, allocate slices, write bindings.",
     "agent": "Reconcile this node's kernel with plan and bindings.",
     "run": "Run a program whose sockets use a pool's slices.",
+    "proxy": "Serve SOCKS5 and HTTP clients from slices.",
     "slices": "Show the slices of this node and how full they are.",
     "flows": "Show who holds which flow.",
     "counters": "Show what the data plane counted.",

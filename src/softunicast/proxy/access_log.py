@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Final
 
+from softunicast.errors import KernelError
 from softunicast.proxy.loop import Loop
 
 FLUSH_S: Final = 1.0
@@ -64,7 +65,7 @@ class AccessLog:
     """Appends to a file; without one, nothing is gathered."""
 
     def __init__(self, loop: Loop, path: str | None) -> None:
-        """OSError when the file cannot be opened. "-": standard output."""
+        """KernelError when the file cannot be opened. "-": standard output."""
         self._loop = loop
         self._path = path
         self._fd = -1
@@ -82,13 +83,24 @@ class AccessLog:
         if self._path is None:
             return
         before = self._fd
-        self._fd = (
-            1
-            if self._path == "-"
-            else os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        )
+        try:
+            self._fd = (
+                1
+                if self._path == "-"
+                else os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            )
+        except OSError as error:
+            why = os.strerror(error.errno or 0)
+            raise KernelError(f"access log {self._path}: {why}; correct access_log in the policy") from error
         if before > 2:
             os.close(before)
+
+    def close(self) -> None:
+        """Write what is left and let go of the file."""
+        self.flush()
+        if self._fd > 2:
+            os.close(self._fd)
+        self._fd = -1
 
     def write(self, entry: dict[str, Any]) -> None:
         """One line; `time` is put before it."""

@@ -223,14 +223,19 @@ def resume(thing: Thing) -> None:
 
 
 class Taker:
-    """The new worker's side. `take(said, fds)` makes the thing run; then it is acknowledged."""
+    """The new worker's side. `take(said, fds)` makes the thing run; then it is acknowledged. `over()`: the end."""
 
     def __init__(
-        self, service: Service, sock: socket.socket, take: Callable[[dict[str, Any], list[int]], None]
+        self,
+        service: Service,
+        sock: socket.socket,
+        take: Callable[[dict[str, Any], list[int]], None],
+        over: Callable[[], None],
     ) -> None:
         self._service = service
         self._sock = sock
         self._take = take
+        self._over = over
         sock.setblocking(False)
         service.loop.add(sock.fileno(), IN, self._ready)
 
@@ -245,6 +250,7 @@ class Taker:
             said = json.loads(data) if data else {"kind": "done"}
             if said["kind"] == "done":
                 self._service.loop.close(self._sock)
+                self._over()
                 return
             try:
                 self._take(said, list(fds))

@@ -23,6 +23,7 @@ OUT: Final = select.EPOLLOUT
 ERR: Final = select.EPOLLERR
 HUP: Final = select.EPOLLHUP
 RDHUP: Final = select.EPOLLRDHUP
+EXCLUSIVE: Final = select.EPOLLEXCLUSIVE
 EVENTS: Final = 512
 
 

@@ -61,6 +61,7 @@ class ListenerShape(Shape):
     anonymous: str | None = None
     clients: Texts = []
     proxy_header: bool = False
+    transparent: bool = False
 
 
 class UserShape(Shape):
@@ -103,6 +104,7 @@ class Listener:
     anonymous: str | None
     clients: tuple[IPNetwork, ...]
     proxy_header: bool
+    transparent: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +283,10 @@ def _listener(document: Document, path: Path, name: str, shape: ListenerShape, u
     if shape.anonymous is not None and shape.anonymous not in users:
         there = ", ".join(users) or "none"
         document.fail((*path, "anonymous"), f"no user {shape.anonymous}", f"name one of: {there}")
+    if shape.transparent and shape.anonymous is None:
+        document.fail((*path, "transparent"), "whose egress is it?", "name a user with `anonymous: NAME`", key=True)
+    if shape.transparent and shape.proxy_header:
+        document.fail((*path, "proxy_header"), "a transparent listener has none", "leave it out", key=True)
     if shape.anonymous is not None and not shape.clients and not ip_address(str(listen.host)).is_loopback:
         document.fail(
             (*path, "anonymous"),
@@ -290,4 +296,5 @@ def _listener(document: Document, path: Path, name: str, shape: ListenerShape, u
     clients = tuple(
         _parsed(document, (*path, "clients", at), parse_network, text) for at, text in enumerate(shape.clients)
     )
-    return Listener(name, listen, tuple(shape.protocols), shape.anonymous, clients, shape.proxy_header)
+    protocols = tuple(shape.protocols)
+    return Listener(name, listen, protocols, shape.anonymous, clients, shape.proxy_header, shape.transparent)

@@ -34,7 +34,7 @@ TURNS: Final = 4
 SMALL: Final = 32768
 """A source that gave less than this has no more, most likely: let epoll say so rather than ask once more."""
 FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
-_LINGER_RESET: Final = struct.pack("=ii", 1, 0)
+LINGER_RESET: Final = struct.pack("=ii", 1, 0)
 _FIONREAD: Final = 0x541B
 
 splice = os.splice
@@ -254,7 +254,7 @@ class Relay:
     def reset(self, why: str) -> None:
         """End both sides by RST."""
         for end in (self.client, self.upstream):
-            end.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+            end.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
         self.finish(why)
 
     def finish(self, why: str) -> None:

@@ -29,6 +29,7 @@ from softunicast.proxy.core.messages import (
     Endpoint,
     Event,
     Failed,
+    Layer,
     Opened,
     Reason,
     Received,
@@ -36,9 +37,11 @@ from softunicast.proxy.core.messages import (
     Send,
 )
 from softunicast.proxy.core.proxy_header import write_header
+from softunicast.proxy.core.transparent import Transparent
 from softunicast.proxy.dial import Dial, Dialed
 from softunicast.proxy.loop import ERR, HUP, IN
 from softunicast.proxy.policy import Listener, ListenerAccounts, User
+from softunicast.proxy.relay import LINGER_RESET
 from softunicast.proxy.relay import Relay as Splice
 from softunicast.proxy.service import Passage, Service
 from softunicast.proxy.udp import Association
@@ -94,7 +97,7 @@ class Session:
         self._peer = Endpoint(plain(peer[0]), peer[1])
         self._client = self._peer
         self._over = over
-        self._front = Front(accounts, listener.protocols, header=listener.proxy_header)
+        self._front: Layer = Front(accounts, listener.protocols, header=listener.proxy_header)
         self._user: User | None = None
         self._request: Connect | None = None
         self._dial: Dial | None = None
@@ -102,6 +105,18 @@ class Session:
         self._first = b""
         self._timer = service.loop.later(service.config.handshake_s, self._too_slow)
         service.loop.add(sock.fileno(), IN, self._readable)
+
+    def start(self) -> None:
+        """Hear the client, or, if it does not know of us, ask for it. `over` may be called from here."""
+        listener = self._listener
+        if listener.transparent:
+            self._front = Transparent()
+            here = self._sock.getsockname()
+            if here[1] == listener.listen.port:
+                self._refuse(Reason.BAD_REQUEST, "it asked for the proxy itself; TPROXY leads here from other ports")
+            else:
+                target = Endpoint(plain(here[0]), here[1])
+                self._carry_out([Connect(listener.anonymous or "", target, "transparent")])
 
     def abandon(self) -> None:
         """The worker ends."""
@@ -148,7 +163,11 @@ class Session:
                 self._join(command)
             elif isinstance(command, Close):
                 self._log_failure(command.why, command.detail)
-                self._close_lingering()
+                if self._listener.transparent:
+                    self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
+                    self._drop()
+                else:
+                    self._close_lingering()
 
     def _send(self, data: bytes) -> None:
         """Answers are small, and the first bytes of a connection: they fit the socket's buffer, or nobody listens."""

@@ -22,8 +22,8 @@ from typing import Any, Final
 
 from softunicast.proxy.core.messages import Reason
 from softunicast.proxy.handover import Giver, Taker, Thing, unpack_passage
-from softunicast.proxy.loop import IN
-from softunicast.proxy.policy import Listener, ListenerAccounts, within
+from softunicast.proxy.loop import EXCLUSIVE, IN
+from softunicast.proxy.policy import Listener, ListenerAccounts, User, within
 from softunicast.proxy.relay import Relay
 from softunicast.proxy.service import Passage, Service
 from softunicast.proxy.session import Session, keep_alive, plain
@@ -31,7 +31,6 @@ from softunicast.proxy.udp import Association
 
 ACCEPTS: Final = 64
 REST_S: Final = 0.1
-REFRESH_S: Final = 1.0
 EMPTY: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -54,6 +53,7 @@ class Worker:
         self._passages: dict[int, Passage] = {}
         self._associations: set[Association] = set()
         self._giver: Giver | None = None
+        self._takers = 0
         self._accepting = False
         self._stopping = False
         service.loop.on_error = self._failed
@@ -67,7 +67,7 @@ class Worker:
             self._accepting = True
             for listener, sock in self._listeners:
                 accounts = ListenerAccounts(self.service.config, listener.anonymous)
-                self.service.loop.add(sock.fileno(), IN, self._acceptor(listener, sock, accounts))
+                self.service.loop.add(sock.fileno(), IN | EXCLUSIVE, self._acceptor(listener, sock, accounts))
 
     def _pause(self) -> None:
         self._accepting = False
@@ -95,7 +95,9 @@ class Worker:
                 try:
                     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     keep_alive(client)
-                    self._sessions.add(Session(self.service, listener, accounts, client, peer, self._session_over))
+                    session = Session(self.service, listener, accounts, client, peer, self._session_over)
+                    self._sessions.add(session)
+                    session.start()
                 except OSError:
                     client.close()
 
@@ -176,9 +178,13 @@ class Worker:
             return
         what = json.loads(data)["do"]
         if what == "give":
-            self._give(socket.socket(fileno=fds[0]))
+            if self._giver is None:
+                self._give(socket.socket(fileno=fds[0]))
+            else:
+                os.close(fds[0])
         elif what == "take":
-            Taker(self.service, socket.socket(fileno=fds[0]), self._take)
+            self._takers += 1
+            Taker(self.service, socket.socket(fileno=fds[0]), self._take, self._taken)
         elif what == "stop":
             self.stop()
         elif what == "reopen":
@@ -209,11 +215,12 @@ class Worker:
 
     def _give(self, sock: socket.socket) -> None:
         self._pause()
-        self._giver = Giver(self.service, sock, self._released, self._given)
-        for thing in [*self._passages.values(), *self._associations]:
-            if self._giver is None:
+        giver = self._giver = Giver(self.service, sock, self._released, self._given)
+        things: list[Thing] = [*self._passages.values(), *self._associations]
+        for thing in things:
+            if self._giver is not giver:  # the successor is gone already
                 return
-            self._giver.offer(thing)
+            giver.offer(thing)
         self._look_for_end()
 
     def _released(self, thing: Thing) -> None:
@@ -235,24 +242,32 @@ class Worker:
         self._giver = None
         if done:
             self._end()
-        else:
+        elif not self._stopping:
             self._log.warning("the successor left; going on")
             self.start()
+
+    def _taken(self) -> None:
+        """A predecessor has given all, or is gone."""
+        self._takers -= 1
+        self._look_for_end()
 
     def _take(self, said: dict[str, Any], fds: list[int]) -> None:
         """A connection of a predecessor's."""
         user = self.service.user(said["user"])
         if said["kind"] == "relay":
             thing: Thing = unpack_passage(said, fds, self.service, self._relay_over)
-        else:
-            thing = self._unpack_association(said, fds)
+        elif user is not None:
+            thing = self._unpack_association(user, said, fds)
+        else:  # nobody's any more: datagrams have no egress without a user
+            for fd in fds:
+                os.close(fd)
+            return
         if user is not None:
             self.service.limits.adopt(user)
         self.service.counters.adopted += 1
         self._run(thing)
 
-    def _unpack_association(self, said: dict[str, Any], fds: list[int]) -> Association:
-        user = self.service.config.users[said["user"]]
+    def _unpack_association(self, user: User, said: dict[str, Any], fds: list[int]) -> Association:
         control, inner, *outer = (socket.socket(fileno=fd) for fd in fds)
         association = Association(self.service, user, control, inner, ip_address(said["client"]), said["port"])
         association.started_s = said["started_s"]
@@ -262,9 +277,9 @@ class Worker:
 
     def _look_for_end(self) -> None:
         if self._giver is not None:
-            if not self._sessions and self._giver.idle:
+            if not self._sessions and not self._takers and self._giver.idle:
                 self._giver.finish()
-        elif self._stopping and not self._sessions and not self._passages and not self._associations:
+        elif self._stopping and not (self._sessions or self._takers or self._passages or self._associations):
             self._end()
 
     def _end(self) -> None:
