@@ -27,6 +27,7 @@ import dns.rcode
 import dns.rdatatype
 import dns.resolver
 
+from softunicast.errors import SoftunicastError
 from softunicast.model.address import IPAddress
 from softunicast.proxy.core.messages import Reason
 from softunicast.proxy.loop import ERR, HUP, IN, OUT, Loop, Timer
@@ -79,13 +80,21 @@ class Resolver:
     """Asks `servers` (port 53, or `port`)."""
 
     def __init__(
-        self, loop: Loop, servers: Sequence[IPAddress], timeout_s: float = 5, entries: int = 10000, port: int = 53
+        self,
+        loop: Loop,
+        servers: Sequence[IPAddress],
+        timeout_s: float = 5,
+        entries: int = 10000,
+        port: int = 53,
+        opened: Callable[[int, int], socket.socket] = socket.socket,
     ) -> None:
+        """`opened(family, kind)` makes a socket: one that leaves by a pool, for example."""
         self._loop = loop
         self._servers = servers
         self._timeout_s = timeout_s
         self._entries = entries
         self._port = port
+        self._opened = opened
         self._kept: OrderedDict[tuple[str, int], _Kept] = OrderedDict()
         self._asked: dict[tuple[str, int], _Question] = {}
 
@@ -135,9 +144,10 @@ class Resolver:
         question.tries += 1
         question.timer = self._loop.later(min(TRY_S, self._timeout_s), lambda: self._send(question))
         try:
-            sock = socket.socket(_family(server), socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        except OSError:
+            sock = self._opened(_family(server), socket.SOCK_DGRAM)
+        except (OSError, SoftunicastError):
             return
+        sock.setblocking(False)
         try:
             sock.connect((str(server), self._port))
             sock.send(question.message.to_wire())
@@ -163,7 +173,11 @@ class Resolver:
         self._drop(question)
         server = self._servers[(question.at - 1) % len(self._servers)]
         question.timer = self._loop.later(self._timeout_s, lambda: self._send(question))
-        sock = socket.socket(_family(server), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock = self._opened(_family(server), socket.SOCK_STREAM)
+        except (OSError, SoftunicastError):
+            return
+        sock.setblocking(False)
         question.sock, question.buffer = sock, b""
         sock.connect_ex((str(server), self._port))
         wire = question.message.to_wire()

@@ -17,6 +17,7 @@ import socket
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address
 from typing import Final, Protocol
 
 from softunicast.kernel import abi
@@ -97,6 +98,14 @@ class Egress:
             made.close()
             raise
         return made
+
+    def opener(self, user: User) -> Callable[[int, int], socket.socket]:
+        """Makes sockets of a user's first way out, for what the proxy itself asks (names)."""
+
+        def opened(family: int, kind: int) -> socket.socket:
+            return self.open(family, kind, self.exits(user, IPv4Address(0))[0])
+
+        return opened
 
     @staticmethod
     def left_by(exit_: Exit, local: str) -> bool:

@@ -173,7 +173,7 @@ class Master:
                 loop,
                 config,
                 self._egress,
-                Resolver(loop, config.servers or system_servers(), config.dns_timeout_s, config.dns_entries),
+                self._resolver(loop),
                 Limits(self._counts, number),
                 AccessLog(loop, config.access_log),
             )
@@ -185,6 +185,14 @@ class Master:
             self._log.error("a worker failed", worker=number, error=repr(error), exc_info=error)
         finally:
             os._exit(status)
+
+    def _resolver(self, loop: Loop) -> Resolver:
+        config = self._config
+        servers = config.servers or system_servers()
+        if config.dns_user is None:
+            return Resolver(loop, servers, config.dns_timeout_s, config.dns_entries)
+        opened = self._egress.opener(config.users[config.dns_user])
+        return Resolver(loop, servers, config.dns_timeout_s, config.dns_entries, opened=opened)
 
     def _hand_over(self) -> None:
         """Each old worker gives what it has to one of the new ones. Who gives already, takes no notice."""

@@ -79,6 +79,7 @@ class UserShape(Shape):
 
 class DnsShape(Shape):
     servers: Texts = []
+    user: str | None = None
     timeout_s: Seconds = 5
     entries: Count = 10000
 
@@ -145,6 +146,7 @@ class ProxyConfig:
     servers: tuple[IPAddress, ...] = ()
     dns_timeout_s: float = 5
     dns_entries: int = 10000
+    dns_user: str | None = None
     workers: int = 1
     handshake_s: float = 10
     connect_s: float = 20
@@ -213,6 +215,8 @@ def read_policy(text: str, file: str) -> ProxyConfig:
         _parsed(document, ("dns", "servers", index), parse_address, text)
         for index, text in enumerate(shape.dns.servers)
     )
+    if shape.dns.user is not None and shape.dns.user not in users:
+        document.fail(("dns", "user"), f"no user {shape.dns.user}", f"name one of: {', '.join(users) or 'none'}")
     return ProxyConfig(
         file,
         listeners,
@@ -220,6 +224,7 @@ def read_policy(text: str, file: str) -> ProxyConfig:
         servers,
         shape.dns.timeout_s,
         shape.dns.entries,
+        shape.dns.user,
         shape.workers,
         shape.handshake_s,
         shape.connect_s,
