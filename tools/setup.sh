@@ -15,6 +15,7 @@ packages=(
   coturn                                                                  # a STUN server and turnutils_natdiscovery: what NAT is this?
   wireguard-go wireguard-tools systemd-container busybox-static          # clients behind on-ramps: a tunnel, a container
   bird2 frr exabgp mptcpize util-linux
+  haproxy dante-server                                                    # what the proxy is measured beside
 )
 
 say() { printf 'setup: %s\n' "$*"; }
