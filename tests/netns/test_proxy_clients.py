@@ -126,6 +126,22 @@ def listens(port: int) -> bool:
         return one.connect_ex(("127.0.0.1", port)) == 0
 
 
+def test_what_a_client_sends_ahead_arrives(proxy: Proxy) -> None:
+    """More than the destination's socket takes, before the proxy has answered."""
+    data = BIG[:60000]
+    with socket.socket() as server, socket.create_connection(("127.0.0.1", proxy.port), 20) as client:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1].to_bytes(2, "big")
+        client.sendall(b"\x05\x01\x00\x05\x01\x00\x01\x7f\x00\x00\x01" + port + data)
+        client.shutdown(socket.SHUT_WR)
+        there, _ = server.accept()
+        with there:
+            assert read_all(there) == data
+    assert proxy.entries(1)[0]["bytes_up"] == len(data)
+
+
 def test_a_half_close_passes(proxy: Proxy) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socks(proxy, server.getsockname()[1]) as client:
         there, _ = server.accept()

@@ -4,7 +4,7 @@
 What `su_sock_create` does for sockets born in a cgroup with a policy is done here from user space: the record in
 the map `socks` (BPF_MAP_TYPE_SK_STORAGE, whose key from user space is a descriptor) gets a policy before the socket
 connects or binds. It needs no cgroup, no fork and no other process, so one program may use many pools at once, each
-socket another (docs/adr/0014). It counts only where the hooks are attached: `require_hooks` makes sure.
+socket another. It counts only where the hooks are attached: `require_hooks` makes sure.
 
 The update is one bpf(2); the attribute is kept and filled in, because it is made for each connection.
 Source: kernel/bpf/syscall.c (map_update_elem), net/core/bpf_sk_storage.c (bpf_fd_sk_storage_update_elem).

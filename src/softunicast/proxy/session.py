@@ -263,23 +263,32 @@ class Session:
         )
         relay = Splice(service.loop, service.pipes, self._sock, upstream.sock, _deaf, command.only)
         passage.relay = relay
-        if first:
-            self._send_first(relay, first)
+        if first and not self._send_first(relay, first):
+            self._log_failure(Reason.EXHAUSTED, "no pipe for what the client sent ahead")
+            self._end_user()
+            relay.close()
+            self._leave(None)
+            return
         self._leave(passage)
 
     @staticmethod
-    def _send_first(relay: Splice, first: bytes) -> None:
-        """What the client sent ahead: to the socket, and what does not fit there to the way's pipe."""
+    def _send_first(relay: Splice, first: bytes) -> bool:
+        """What the client sent ahead: to the socket, and what does not fit there to the way's pipe. False: it fits
+        neither."""
         try:
             sent = relay.upstream.sock.send(first)
         except BlockingIOError:
             sent = 0
         except OSError:
-            return  # the relay will meet the same error
+            return True  # the relay will meet the same error
         if sent < len(first):
-            pipe = relay.up.pipe = relay.pipes.take()
-            relay.up.held = os.write(pipe.write, first[sent:])
+            try:
+                pipe = relay.up.pipe = relay.pipes.take()
+                relay.up.held = os.write(pipe.write, first[sent:])
+            except OSError:
+                return False
             relay.up.moved -= relay.up.held
+        return sent + relay.up.held == len(first)
 
     def _leave(self, result: Passage | Association | None) -> None:
         self._timer.cancel()
