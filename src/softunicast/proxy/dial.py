@@ -15,7 +15,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from ipaddress import ip_address
 from typing import Final
 
@@ -55,6 +55,12 @@ TELLING: Final = (
     Reason.NAME_TIMEOUT,
     Reason.NAME_UNKNOWN,
 )
+
+
+@lru_cache(4096)
+def _own_address(text: str) -> IPAddress:
+    """As getsockname() gives it: one of few."""
+    return ip_address(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +200,7 @@ class Dial:
             self._go_on()
             return
         local = sock.getsockname()
-        here = Endpoint(ip_address(local[0]), local[1])
+        here = Endpoint(_own_address(local[0]), local[1])
         self._finish(Dialed(sock, Endpoint(address, self._target.port), here, pool))
 
     def _failed(self, reason: Reason, detail: str) -> None:

@@ -15,6 +15,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any, Final
 
@@ -57,6 +58,7 @@ def keep_alive(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)
 
 
+@lru_cache(4096)
 def plain(text: str) -> IPAddress:
     """An address as accept() gives it; IPv4 in IPv6's clothes is IPv4."""
     address = ip_address(text.partition("%")[0])

@@ -26,7 +26,7 @@ from softunicast.proxy.loop import EXCLUSIVE, IN
 from softunicast.proxy.policy import Listener, ListenerAccounts, User, within
 from softunicast.proxy.relay import Relay
 from softunicast.proxy.service import Passage, Service
-from softunicast.proxy.session import Session, keep_alive, plain
+from softunicast.proxy.session import Session, plain
 from softunicast.proxy.udp import Association
 
 ACCEPTS: Final = 64
@@ -93,8 +93,6 @@ class Worker:
                     client.close()
                     continue
                 try:
-                    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    keep_alive(client)
                     session = Session(self.service, listener, accounts, client, peer, self._session_over)
                     self._sessions.add(session)
                     session.start()
