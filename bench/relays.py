@@ -322,10 +322,10 @@ Machine: {report.machine(0)}
 A connect is socket(), handshake, SOCKS greeting where there is one, a byte there and back; it ends by RST.
 
 {round_trips}
-Of a connection's CPU some 60 µs are Python's, spread over a hundred functions of which none takes more than a twentieth,
-and some 90 µs the kernel's: twenty-odd system calls, and the two further packets each way of SOCKS5 that HAProxy here does
-not have. `bench.dialing` has what a slice adds. Level with HAProxy would take the whole set-up (session, dialing, relay)
-in C; nothing of it stands out that could be moved alone.
+Of a connection's CPU some 60 µs are Python's, spread over a hundred functions of which none takes more than a
+twentieth, and some 90 µs the kernel's: twenty-odd system calls, and the two further packets each way of SOCKS5 that
+HAProxy here does not have. `bench.dialing` has what a slice adds. Level with HAProxy would take the whole set-up
+(session, dialing, relay) in C; nothing of it stands out that could be moved alone.
 """
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from softunicast.agent import state
 from softunicast.kernel import nodes
 from tests.support import ssh_server
 from tests.support.proxy_node import BIG, Proxy, curl, free_port, origin
@@ -262,3 +265,56 @@ def test_hooks_that_go_away_let_nothing_out(node: SockNode, tmp_path: Path) -> N
         assert done.stdout.startswith("HTTP/1.1 403 "), done.stdout
         assert proxy.entries(1)[0]["failed"] == "forbidden"
         assert json.dumps(proxy.entries(1)).count("not reached by pool ten") == 1
+
+
+def test_what_the_node_holds_no_more_is_not_used(node: SockNode, tmp_path: Path) -> None:
+    """node.json changes while the proxy runs: it asks anew."""
+    file = nodes.node_file(node.name)
+    before = state.load(file)
+    assert before is not None
+    with origin(WORLD, 80, node.world), Proxy(SLICED, tmp_path, node.name, port=1080):
+
+        def answer() -> str:
+            return curl("-i", "-x", "http://127.0.0.1:1080", f"http://{WORLD}/who", ns=node.name).stdout
+
+        assert ADDRESS in answer()
+        replace(before, slices=()).save(file)
+        wait_until(lambda: answer().startswith("HTTP/1.1 503 "), 20, "a refusal")
+        assert f"user me: node {node.name} holds no slice of ten" in answer()
+        before.save(file)
+        wait_until(lambda: ADDRESS in answer(), 20, "the pool again")
+
+
+def test_an_access_log_that_was_moved_away(proxy: Proxy, web: int) -> None:
+    where = ("-x", f"http://127.0.0.1:{proxy.port}", f"http://127.0.0.1:{web}/who")
+    assert curl(*where).returncode == 0
+    moved = proxy.access.with_suffix(".1")
+    proxy.entries(1)
+    proxy.access.rename(moved)
+    proxy.process.send_signal(signal.SIGUSR1)
+    wait_until(proxy.access.exists, 20, "a new log")
+    assert curl(*where).returncode == 0
+    assert len(proxy.entries(1)) == 1
+    assert len(moved.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ("nothing.yaml", "nothing.yaml: No such file or directory; name a policy file, see docs/proxy.md"),
+        ("{}", "listeners: missing ; add `listeners: "),
+        (SLICED, "proxy: node "),
+    ],
+)
+def test_what_is_wrong_is_one_line(tmp_path: Path, policy: str, said: str) -> None:
+    file = tmp_path / "p.yaml"
+    if "\n" in policy or policy == "{}":
+        file.write_text(policy.replace("PORT", "1080").replace("access_log: LOG", ""))
+    else:
+        file = tmp_path / policy
+    with SockNode(pinned=True) as node:
+        command = [*SOFTUNICAST, "proxy", "--node", node.name, "--policy", str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
