@@ -19,7 +19,7 @@ from softunicast.agent import state
 from softunicast.kernel import nodes
 from tests.support import ssh_server
 from tests.support.proxy_node import BIG, Proxy, curl, free_port, origin
-from tests.support.sock_node import ADDRESS, WORLD, SockNode
+from tests.support.sock_node import ADDRESS, WORLD, WORLD6, SockNode
 from tests.support.wait import wait_until
 
 SOFTUNICAST = (sys.executable, "-m", "softunicast.cli")
@@ -211,6 +211,19 @@ def test_all_ways_leave_from_the_slice(node: SockNode, tmp_path: Path) -> None:
         entries = proxy.entries(3)
         assert {entry["pool"] for entry in entries} == {"ten"}
         assert all(entry["local"].startswith(f"{ADDRESS}:90") for entry in entries)
+
+
+def test_ipv6_leaves_from_the_slices_address(tmp_path: Path) -> None:
+    six = "2001:db8:51::20"
+    slices = ((ADDRESS, 9000, 9009), (six, 9100, 9109))
+    with (
+        SockNode(pinned=True, slices=slices) as node,
+        origin(WORLD6, 80, node.world),
+        Proxy(SLICED, tmp_path, node.name, port=1080) as proxy,
+    ):
+        done = curl("-x", "socks5h://127.0.0.1:1080", f"http://[{WORLD6}]/who", ns=node.name)
+        assert done.stdout.split()[:1] == [six], done.stderr
+        assert proxy.entries(1)[0]["local"].startswith(f"[{six}]:91")
 
 
 def test_refusals_are_told_as_what_they_are(node: SockNode, tmp_path: Path) -> None:

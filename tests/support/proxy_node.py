@@ -140,6 +140,8 @@ class Origin(BaseHTTPRequestHandler):
 
 
 class _Server(ThreadingHTTPServer):
+    """Threads, many waiting clients, either version of IP."""
+
     daemon_threads = True
     request_queue_size = 512
 
@@ -147,11 +149,16 @@ class _Server(ThreadingHTTPServer):
         """Clients leave when they like."""
 
 
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
 @contextmanager
 def origin(address: str = "127.0.0.1", port: int = 0, ns: str | None = None) -> Iterator[int]:
     """An HTTP server; its port."""
     with netns.enter(ns):
-        server = _Server((address, port), Origin)
+        kind = _Server6 if ":" in address else _Server
+        server = kind((address, port), Origin)
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:

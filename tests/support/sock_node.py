@@ -30,6 +30,7 @@ from softunicast.agent import state
 from softunicast.kernel import abi, cgroup, netns, nodes
 from softunicast.kernel.abi_util import Word, addr_bytes, addr_ip, prefix_key
 from softunicast.kernel.bpf import AttachType, BpfObject, Link, attach_cgroup, attach_tcx, object_path, run_iter
+from softunicast.model.slice import Slice
 from tests.support.wait import wait_until
 
 WORLD, WORLD2, WORLD6 = "203.0.113.1", "203.0.113.2", "2001:db8:f::1"
@@ -229,7 +230,9 @@ class SockNode:
             abi_version=abi.ABI_VERSION,
             pools={"ten": 1, "other": 2, "empty": 3},
             slices=tuple(
-                state.SliceState(index, f"{address}:{first}-{last}", "other" if address == ADDRESS2 else "ten", 1)
+                state.SliceState(
+                    index, str(Slice(ip_address(address), first, last)), "other" if address == ADDRESS2 else "ten", 1
+                )
                 for index, (address, first, last) in enumerate(self.slices)
             ),
         )

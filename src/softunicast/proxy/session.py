@@ -149,6 +149,14 @@ class Session:
         self._carry_out(self._front.handle(event))
 
     def _carry_out(self, commands: Iterable[Command]) -> None:
+        """A mistake of ours ends the client's connection rather than leave it waiting; the loop tells of it."""
+        try:
+            self._carry_out_each(commands)
+        except BaseException:
+            self._drop()
+            raise
+
+    def _carry_out_each(self, commands: Iterable[Command]) -> None:
         for command in commands:
             if self._over is _deaf:
                 return
