@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
 from softunicast.errors import PlanError
+from softunicast.proxy import policy
 from softunicast.proxy.limits import Counts, Limits
 from softunicast.proxy.policy import EXAMPLE, User, read_policy
 
@@ -92,5 +94,12 @@ def test_limits_count_over_workers_and_seconds() -> None:
 
 def test_the_examples_are_sound() -> None:
     assert read_policy(EXAMPLE, "e").users["me"].pools == ("gb",)
-    file = Path(__file__).resolve().parents[2] / "examples/proxy.yaml"
+    file = Path(__file__).resolve().parents[2] / "examples/proxy/policy.yaml"
     assert read_policy(file.read_text(), file.name).users["bob"].tags == {"country": "GB"}
+
+
+def test_the_reference_names_every_key() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs/proxy.md").read_text()
+    shapes = (policy.ProxyShape, policy.ListenerShape, policy.UserShape)
+    words = {*re.findall(r"[a-z_0-9]+", " ".join(re.findall(r"`([^`]*)`", text)))}
+    assert {key for shape in shapes for key in shape.model_fields} | set(policy.DnsShape.model_fields) <= words

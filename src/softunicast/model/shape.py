@@ -50,7 +50,7 @@ class Shape(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-AShape = TypeVar("AShape", bound=Shape)
+S = TypeVar("S", bound=Shape)
 
 
 class PrefixShape(Shape):
@@ -188,8 +188,8 @@ def check_shape(document: Document) -> PlanShape:
 
 
 def checked(
-    document: Document, top: type[AShape], at: Callable[[Path], type[Shape]], examples: Mapping[str, str], page: str
-) -> AShape:
+    document: Document, top: type[S], at: Callable[[Path], type[Shape]], examples: Mapping[str, str], page: str
+) -> S:
     """A document as that shape, or PlanError. `at`: the shape whose keys are wanted at a path; `examples`: what to add
     where a key is missing; `page`: where all is told."""
     try:
