@@ -37,8 +37,9 @@ fuzz: setup ## damaged packets for the parsers; make fuzz SECONDS=600 (root)
 	@$(PY) -m tests.fuzz.fuzz --seconds $(or $(SECONDS),10)
 
 .PHONY: bench
-bench: setup ## measure against peers in one run; writes docs/performance.md (root, minutes)
+bench: setup ## measure against peers in one run; writes docs/performance*.md (root, minutes)
 	@$(PY) -m bench --write docs/performance.md
+	@$(PY) -m bench.relays --write docs/performance-proxy.md
 
 .PHONY: strategies
 strategies: setup ## softunicast escape, written into docs/strategies.md (root, some minutes)

@@ -11,11 +11,12 @@ packages=(
   iproute2 nftables ethtool procps kmod                                   # what the agent and the lab set up
   python3-venv
   curl iputils-ping bind9-dnsutils dnsmasq-base iperf3 socat tcpdump conntrack # real clients and servers
-  dropbear-bin openssh-client mtr-tiny traceroute
+  dropbear-bin openssh-client mtr-tiny traceroute git wget
   coturn                                                                  # a STUN server and turnutils_natdiscovery: what NAT is this?
   wireguard-go wireguard-tools systemd-container busybox-static          # clients behind on-ramps: a tunnel, a container
   nginx-light haproxy nodejs golang-go podman                             # programs that know nothing of slices, and containers of them
   bird2 frr exabgp mptcpize util-linux
+  haproxy dante-server                                                    # what the proxy is measured beside
 )
 
 say() { printf 'setup: %s\n' "$*"; }

@@ -93,7 +93,7 @@ class SockNode:
         self.undo = contextlib.ExitStack()
         number = next(NUMBERS)
         self.name, self.world = f"t-sock-{os.getpid()}-{number}", f"t-sock-{os.getpid()}-{number}w"
-        self.slices = slices
+        self.slices, self.pinned = slices, pinned
         self.links: dict[str, Link] = {}
         try:
             self._namespaces(f"v{os.getpid() % 100000}x{number}")
@@ -257,6 +257,8 @@ class SockNode:
             for name, kind in HOOKS.items():
                 self.links[name] = attach_cgroup(self.object.programs[name], folder, kind)
                 self.undo.callback(self.links[name].close)
+                if self.pinned:
+                    self.links[name].pin(nodes.link_pin(self.name, name))
         finally:
             os.close(folder)
 

@@ -27,6 +27,7 @@ VERBS: Final[dict[str, str]] = {
     "agent": "Reconcile this node's kernel with plan and bindings.",
     "run": "Run a program whose sockets use a pool's slices.",
     "policy": "Put a service or a cgroup into a pool, or show which are.",
+    "proxy": "Serve SOCKS5 and HTTP clients from slices.",
     "slices": "Show the slices of this node and how full they are.",
     "flows": "Show who holds which flow.",
     "counters": "Show what the data plane counted.",

@@ -35,6 +35,7 @@ BPF_SYSCALL: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 
 class Command(IntEnum):
     """enum bpf_cmd: those used here."""
 
+    MAP_UPDATE_ELEM = 2
     OBJ_PIN = 6
     OBJ_GET = 7
     PROG_GET_FD_BY_ID = 13

@@ -9,8 +9,8 @@ then by line.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from typing import Annotated, Final
+from collections.abc import Callable, Mapping
+from typing import Annotated, Final, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -48,6 +48,9 @@ class Shape(BaseModel):
     """Base of all shapes."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+S = TypeVar("S", bound=Shape)
 
 
 class PrefixShape(Shape):
@@ -153,6 +156,7 @@ class PlanShape(Shape):
     settings: SettingsShape = SettingsShape()
 
 
+PAGE: Final = "docs/plan.md"
 _EXAMPLES: Final[dict[str, str]] = {
     "prefixes": "prefixes: [{prefix: 198.51.100.0/24}]",
     "sites": "sites: {lhr: {nodes: {lhr1: {underlay: 10.0.1.11}}}}",
@@ -180,11 +184,19 @@ _WANTED: Final[dict[str, str]] = {
 
 def check_shape(document: Document) -> PlanShape:
     """The document as a PlanShape, or PlanError."""
+    return checked(document, PlanShape, shape_at, _EXAMPLES, PAGE)
+
+
+def checked(
+    document: Document, top: type[S], at: Callable[[Path], type[Shape]], examples: Mapping[str, str], page: str
+) -> S:
+    """A document as that shape, or PlanError. `at`: the shape whose keys are wanted at a path; `examples`: what to add
+    where a key is missing; `page`: where all is told."""
     try:
-        return PlanShape.model_validate(document.data)
+        return top.model_validate(document.data)
     except ValidationError as error:
         found = error.errors(include_url=False)
-    raise _first(document, found)
+    raise _first(document, found, at, examples, page)
 
 
 def check_onramp_shape(document: Document, path: Path, keys: Mapping[str, Value]) -> OnrampShape:
@@ -195,13 +207,19 @@ def check_onramp_shape(document: Document, path: Path, keys: Mapping[str, Value]
         found = error.errors(include_url=False)
     for item in found:
         item["loc"] = (*path, *item["loc"])
-    raise _first(document, found)
+    raise _first(document, found, shape_at, _EXAMPLES, PAGE)
 
 
-def _first(document: Document, found: list[ErrorDetails]) -> PlanError:
+def _first(
+    document: Document,
+    found: list[ErrorDetails],
+    at: Callable[[Path], type[Shape]],
+    examples: Mapping[str, str],
+    page: str,
+) -> PlanError:
     """Unknown keys before all others, then by line."""
     found.sort(key=lambda item: (item["type"] != "extra_forbidden", document.line(_path(item)), _path_key(item)))
-    return _plan_error(document, found[0])
+    return _plan_error(document, found[0], at, examples, page)
 
 
 def _path(item: ErrorDetails) -> Path:
@@ -247,16 +265,18 @@ def shape_at(path: Path) -> type[Shape]:
             return PlanShape
 
 
-def _plan_error(document: Document, item: ErrorDetails) -> PlanError:
+def _plan_error(
+    document: Document, item: ErrorDetails, at: Callable[[Path], type[Shape]], examples: Mapping[str, str], page: str
+) -> PlanError:
     path, kind, given = _path(item), item["type"], item["input"]
     name = path_text(path)
     if kind == "extra_forbidden":
-        known = list(shape_at(path[:-1]).model_fields)
+        known = list(at(path[:-1]).model_fields)
         near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.6)
         remedy = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}"
         return PlanError(document.file, document.key_line(path), f"{name}: unknown key", remedy)
     if kind == "missing":
-        example = _EXAMPLES.get(str(path[-1]), f"{path[-1]}: ...")
+        example = examples.get(str(path[-1]), f"{path[-1]}: ...")
         return PlanError(document.file, document.line(path), f"{name}: missing", f"add `{example}`")
     if path and isinstance(path[-1], int) and not isinstance(_value(document, path[:-1]), list):
         path = path[:-1]
@@ -276,7 +296,7 @@ def _plan_error(document: Document, item: ErrorDetails) -> PlanError:
         word = "at least" if kind == "greater_than_equal" else "at most"
         problem, remedy = f"{given} is out of range", f"{word} {bound}"
     else:
-        problem, remedy = item["msg"].replace("\n", " "), "see docs/plan.md"
+        problem, remedy = item["msg"].replace("\n", " "), f"see {page}"
     return PlanError(document.file, document.line(path), f"{name}: {problem}", remedy)
 
 
