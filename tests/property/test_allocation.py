@@ -32,7 +32,6 @@ def moved(before: Bindings, after: Bindings) -> list[tuple[str, str]]:
     ]
 
 
-@settings(deadline=None)
 @given(shapes())
 def test_every_allocatable_slice_is_bound_once_and_nothing_overlaps(shape: Shape) -> None:
     plan = shape.plan()
@@ -49,7 +48,6 @@ def test_every_allocatable_slice_is_bound_once_and_nothing_overlaps(shape: Shape
             assert any(binding.slice == static.slice and binding.node == static.node for binding in bindings.bindings)
 
 
-@settings(deadline=None)
 @given(shapes(pools=False))
 def test_shares_are_exact_rounded_down_or_up(shape: Shape) -> None:
     bindings = allocate(shape.plan())
@@ -60,7 +58,6 @@ def test_shares_are_exact_rounded_down_or_up(shape: Shape) -> None:
         assert share.__floor__() <= count[node] <= share.__ceil__()
 
 
-@settings(deadline=None)
 @given(shapes())
 def test_same_input_same_output(shape: Shape) -> None:
     nodes = tuple(reversed(shape.nodes))
@@ -69,7 +66,6 @@ def test_same_input_same_output(shape: Shape) -> None:
     assert allocate(shape.plan()) == allocate(turned.plan())
 
 
-@settings(deadline=None)
 @given(shapes(), shapes())
 def test_idempotent_after_any_change(before: Shape, after: Shape) -> None:
     first = allocate(before.plan())
@@ -85,7 +81,6 @@ def test_idempotent_after_any_change(before: Shape, after: Shape) -> None:
         assert binding.epoch == (was.epoch if was is not None and kept else second.epoch)
 
 
-@settings(deadline=None)
 @given(shapes(equal=True, pools=False), st.sampled_from(NODES))
 def test_a_node_that_joins_takes_its_share_and_nothing_else_moves(shape: Shape, name: str) -> None:
     if name in dict(shape.nodes):
@@ -101,7 +96,6 @@ def test_a_node_that_joins_takes_its_share_and_nothing_else_moves(shape: Shape, 
     assert len(changes) == held(after)[name] == len(before.bindings) // len(joined.nodes)
 
 
-@settings(deadline=None)
 @given(shapes(equal=True, pools=False), st.data())
 def test_a_node_that_leaves_moves_only_what_it_held(shape: Shape, data: st.DataObject) -> None:
     if len(shape.nodes) < 2:
@@ -136,7 +130,6 @@ def fewest_moves(plan: Plan, before: Bindings) -> int:
     return orphans + min(excess)
 
 
-@settings(deadline=None)
 @given(shapes(pools=False), shapes(pools=False))
 def test_no_rounding_of_the_shares_moves_less(one: Shape, other: Shape) -> None:
     other = dataclasses.replace(other, slice_ports=one.slice_ports)
@@ -145,7 +138,7 @@ def test_no_rounding_of_the_shares_moves_less(one: Shape, other: Shape) -> None:
     assert len(moved(before, after)) == fewest_moves(other.plan(), before)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(shapes(), st.lists(st.integers(0, 65535), min_size=50, max_size=50))
 def test_owner_table_agrees_with_a_search(shape: Shape, ports: list[int]) -> None:
     plan = shape.plan()

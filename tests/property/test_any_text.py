@@ -113,7 +113,7 @@ def plan_and_bindings(text: str, file: str) -> None:
         assert load_bindings(dump_bindings(bindings), file) == bindings
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(RANDOM)
 @example("[" * 5000)
 @example("- " * 5000)
@@ -132,25 +132,25 @@ def test_any_text(text: str) -> None:
     well_behaved(load_bindings, text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(mutated(VALID))
 def test_a_valid_plan_with_scraps_in_it(text: str) -> None:
     well_behaved(plan_and_bindings, text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(replaced())
 def test_a_valid_plan_with_a_word_replaced(text: str) -> None:
     well_behaved(plan_and_bindings, text)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(mutated(BINDINGS))
 def test_bindings_with_scraps_in_them(text: str) -> None:
     well_behaved(load_bindings, text)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(mutated(BINDINGS))
 def test_both_readers_of_bindings_agree(text: str) -> None:
     def outcome(text: str) -> object:
@@ -166,7 +166,6 @@ def test_both_readers_of_bindings_agree(text: str) -> None:
     assert fast == slow
 
 
-@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_slice_parse_gives_a_slice_or_a_value_error(text: str) -> None:
     try:

@@ -135,7 +135,7 @@ def live(seed: int, fault: str = "", steps: int = 300) -> Oracle:
     return oracle
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**32))
 def test_an_arbiter_that_keeps_its_promises_passes(seed: int) -> None:
     live(seed, steps=150)

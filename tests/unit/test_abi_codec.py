@@ -56,7 +56,7 @@ def values_of(cls: Any) -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.parametrize("name", sorted(CLASSES))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_round_trip(name: str, data: st.DataObject) -> None:
     cls = CLASSES[name]
@@ -75,7 +75,7 @@ def test_defaults_are_zeros(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(CLASSES))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(data=st.data())
 def test_behaves_as_a_frozen_dataclass(name: str, data: st.DataObject) -> None:
     cls = CLASSES[name]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from softunicast.model.fleet import static_shifts
@@ -44,7 +44,6 @@ def lists(found: Places) -> list[Block]:
     return [Block(known.first, len(known.nodes)) for known in found.lists.values()]
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # whole plans are read
 @given(st.lists(PLANS, min_size=2, max_size=5))
 def test_everything_keeps_its_place(plans: list[Plan]) -> None:
     before = places(plans[0], ME)
