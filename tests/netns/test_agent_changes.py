@@ -296,6 +296,7 @@ def test_systemd_is_told(node: AgentNode) -> None:
         with node.daemon(NOTIFY_SOCKET=str(path)) as daemon:
             assert manager.recv(1024).decode().splitlines() == ["READY=1", "STATUS=epoch 1"]
             assert manager.recv(1024) == b"WATCHDOG=1"
+            assert manager.recv(1024) == b"STATUS=epoch 1", "it swept"
             daemon.process.send_signal(signal.SIGTERM)
             while (message := manager.recv(1024)) != b"STOPPING=1":
                 assert message == b"WATCHDOG=1"
