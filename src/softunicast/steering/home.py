@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the fragments of one datagram meet, su_steer_home of steer.h: asked of a node's maps, or of a plan's.
+"""Where the fragments of one datagram meet, su_steer_home of owner.h: asked of a node's maps, or of a plan's.
 
 The choice is the oracle's, which the programs are compared with; here only what it needs is looked up.
 """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What steering does with a packet, said a second time: in Python, from the same tables.
 
-The data plane (bpf/steer.bpf.c, bpf/include/steer.h, gue.h, parse.h) decides from a few maps and constants:
+The data plane (bpf/steer.bpf.c, bpf/include/owner.h, steer.h, gue.h, parse.h) decides from a few maps and constants:
 
     address of this site -> `addresses` -> `owners[base + (port >> shift)]` -> `nodes` -> underlay address
     address of another   -> `addresses` -> `sites`, `site_nodes`, hash of the flow -> `nodes` -> underlay address
@@ -161,7 +161,7 @@ class Tables:
         return not node.flags & NodeFlag.UNFIT
 
     def site_node(self, site: int, number: int) -> int | Drop:
-        """A living node of a site by a hash, su_site_node of steer.h."""
+        """A living node of a site by a hash, su_site_node of owner.h."""
         at = self.sites.get(site, Site())
         if not at.count:
             return Drop.NO_OWNER
