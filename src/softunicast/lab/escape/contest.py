@@ -20,7 +20,7 @@ from softunicast.wire.packet import SYN
 from .cost import measure
 from .notes import Notes
 from .sockopts import answer, tcp, udp
-from .stage import ECHO_PORT, FIRST, LAST, SERVER, SERVER2, SHARED, Stage, Tap, slice_text, wait
+from .stage import ECHO_PORT, FIRST, LAST, PATIENCE_S, SERVER, SERVER2, SHARED, Stage, Tap, slice_text, wait
 from .strategies import STRATEGIES, Strategy
 from .surgery import fewest_local_rules, state
 
@@ -54,9 +54,9 @@ def carry(notes: Notes, strategy: Strategy) -> dict[str, str]:
     return seen
 
 
-def _curl(stage: Stage, *arguments: str, who: str = "client") -> str:
-    """How a curl ends."""
-    words = ["curl", "-sS", "--connect-timeout", str(GIVES_UP_S), "-m", "60", *arguments]
+def _curl(stage: Stage, *arguments: str, who: str = "client", patience_s: float = GIVES_UP_S) -> str:
+    """How a curl ends that waits so long for an answer to its SYN."""
+    words = ["curl", "-sS", "--connect-timeout", str(patience_s), "-m", "60", *arguments]
     done = subprocess.run(stage.words(who, words), capture_output=True, text=True, check=False, timeout=60)
     return EXITS.get(done.returncode, f"curl exits with {done.returncode}: {done.stderr.strip()}")
 
@@ -103,7 +103,9 @@ def _carry(notes: Notes, strategy: Strategy, stage: Stage) -> dict[str, str]:
         _curl(stage, "-o", "/dev/null", f"{address}/release", who="world")
         ended = [child.wait(60) for child in children]
         notes.check(f"{name}: of the ten, how many end well", 10, ended.count(0))
-        after = _curl(stage, "-o", "/dev/null", f"{address}/")
+        # Where it is to get in, it may wait for the mover to see the last of the ten's FINs.
+        patience_s = PATIENCE_S if strategy.after == "works" else GIVES_UP_S
+        after = _curl(stage, "-o", "/dev/null", f"{address}/", patience_s=patience_s)
         notes.check(f"{name}: one more client, right after them", strategy.after, after)
     return {"eleventh": eleventh, "program": program, "after": after}
 
