@@ -125,6 +125,9 @@ class SockNode:
         for name in (self.name, self.world):
             netns.create(name)
             self.undo.callback(netns.delete, name)
+            for which in ("all", "default"):
+                # While a link-local address is tentative, no neighbour is asked for: seconds without IPv6.
+                sysctl(name, f"net.ipv6.conf.{which}.accept_dad", "0")
             ip("link", "set", "lo", "up", ns=name)
         ip(
             "link",
