@@ -3,6 +3,7 @@
  * egress.bpf.c - packets in and out of slices, at tc, before routing and netfilter see them.
  *
  *   client --> su_onramp_in (ingress of a tun, veth, tap) ----------------------------> uplink
+ *          \-> and back by su_terminus_in, where the on-ramp's TCP ends at this node (terminate.h)
  *   uplink --> su_uplink_in (ingress of an uplink: steering and delivery) --> on-ramp, stack, or another node
  *   stack  --> su_guard (egress of an uplink), su_guard_other (egress of every other device)
  *
@@ -14,6 +15,7 @@
 #include "deliver.h"
 #include "guard.h"
 #include "onramp.h"
+#include "terminate.h"
 #include "toobig.h"
 #include "vlan.h"
 
@@ -84,13 +86,25 @@ SEC("tc") int su_onramp_in(struct __sk_buff *skb)
 		err = su_tc_parse(skb, SU_ETH_LEN, &w->pkt);
 	else
 		err = su_tc_parse(skb, 0, &w->pkt);
-	if (!err)
+	if (!err && su_terminated(onramp, &w->pkt))
+		err = su_terminate(skb, &w->pkt, onramp);
+	else if (!err)
 		err = su_onramp_packet(skb, w, onramp, su_onramp_owner(id, onramp));
 	if (err >= 0)
 		return err;
 	su_exit(err, w, true);
 	gateway = w->pkt.flags & SU_PKT_IP6 ? &onramp->gateway6 : &onramp->gateway4;
 	return su_refuse(skb, &w->pkt, gateway, err);
+}
+
+SEC("tc") int su_terminus_in(struct __sk_buff *skb)
+{
+	int err = su_is_ip(skb) ? su_terminus_packet(skb, skb->ifindex) : TC_ACT_SHOT;
+
+	if (err >= 0)
+		return err;
+	su_drop(err, NULL);
+	return TC_ACT_SHOT;
 }
 
 SEC("tc") int su_uplink_in(struct __sk_buff *skb)

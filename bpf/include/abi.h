@@ -14,7 +14,7 @@
 
 #include <linux/types.h>
 
-#define SU_ABI_VERSION 3
+#define SU_ABI_VERSION 4
 
 #define SU_NONE 0xffffffffu	/* no slice, no node, no pool, no slot */
 
@@ -178,13 +178,14 @@ struct su_sock {
 };
 _Static_assert(sizeof(struct su_sock) == 80, "su_sock");
 
-/* Value of `onramps` (array by id; 0 is never used). */
+/* Value of `onramps` (array by id; 0 is never used). `onramp_devices` leads to it from its device, and from its terminus. */
 enum su_onramp_flag {
 	SU_ONRAMP_SET = 1,
 	SU_ONRAMP_L2 = 2,	/* Ethernet (veth, tap); otherwise bare IP (tun) */
 	SU_ONRAMP_EIM = 4,	/* UDP: endpoint-independent mapping (RFC 4787 section 4.1), wildcard claims, hairpinning */
 	SU_ONRAMP_ADF = 8,	/* with EIM: address-dependent filtering (section 5) */
 	SU_ONRAMP_APDF = 16,	/* with EIM: address-and-port-dependent filtering; neither: endpoint-independent */
+	SU_ONRAMP_TERMINATE = 32,	/* its clients' TCP ends at this node (terminate.h) */
 };
 
 struct su_onramp {
@@ -199,8 +200,9 @@ struct su_onramp {
 	__u32 new_per_s;	/* flows it may begin a second, at most 1,000,000; 0: no limit */
 	__u16 mss;		/* largest MSS in a SYN of IPv4, of IPv6 20 less; 0: as it is */
 	__u16 mtu;		/* of the device, bytes, Ethernet header not counted; 0: not known, all fits */
+	__u32 terminus;		/* TERMINATE: ifindex of the veth towards the namespace where TCP ends; 0: not there */
 };
-_Static_assert(sizeof(struct su_onramp) == 88, "su_onramp");
+_Static_assert(sizeof(struct su_onramp) == 92, "su_onramp");
 
 /*
  * Value of `uses` (hash by owner: on-ramp id << 32 | generation): what the claims of one on-ramp come to. Made by its
@@ -484,6 +486,7 @@ enum su_drop {
 	SU_DROP_FILTERED = 38,		/* inbound to a client's mapping, from a remote that it did not send to */
 	SU_DROP_QUOTA_FLOWS = 34,	/* from a client whose on-ramp holds as many flows as it may */
 	SU_DROP_QUOTA_NEW = 35,		/* from a client whose on-ramp began as many flows this second as it may */
+	SU_DROP_TERMINUS = 36,		/* TCP of a terminated on-ramp, and there is nowhere to end it (yet) */
 	SU_DROP_MAX = 48,
 };
 
@@ -523,6 +526,8 @@ enum su_counter {
 	SU_COUNT_FRAGMENTS = 31,	/* fragments whose ports were known, first ones too */
 	SU_COUNT_HAIRPINNED = 34,	/* client's packets to a mapping of the fleet, turned round here */
 	SU_COUNT_MSS_CLAMPED = 35,	/* SYNs whose MSS was lowered */
+	SU_COUNT_TERMINATED_OUT = 36,	/* clients' packets handed to where their TCP ends */
+	SU_COUNT_TERMINATED_IN = 37,	/* packets from there to clients */
 	SU_COUNT_MAX = 48,
 };
 

@@ -183,8 +183,8 @@ static __always_inline bool su_onramp_hairpin(const struct su_onramp *onramp, co
 	return su_onramp_eim(onramp, p->flags & SU_PKT_QUOTE ? p->q_proto : p->proto);
 }
 
-/* What is to become of a packet that has no flow. A tc action, SU_TO_CLAIM, or -SU_DROP_x. */
-static __noinline int su_onramp_class(struct __sk_buff *skb, const struct su_pkt *p, const struct su_onramp *onramp)
+/* Whose a packet is: the stack's (TC_ACT_OK), the Internet's (SU_TO_CLAIM), or nobody's (-SU_DROP_x). */
+static __always_inline int su_onramp_whose(struct __sk_buff *skb, const struct su_pkt *p, const struct su_onramp *onramp)
 {
 	const struct su_addr *gateway = p->flags & SU_PKT_IP6 ? &onramp->gateway6 : &onramp->gateway4;
 
@@ -200,6 +200,16 @@ static __noinline int su_onramp_class(struct __sk_buff *skb, const struct su_pkt
 	} else if (su_bypassed(&onramp->policy, &p->dst)) {
 		return TC_ACT_OK;
 	}
+	return SU_TO_CLAIM;
+}
+
+/* What is to become of a packet that has no flow. A tc action, SU_TO_CLAIM, or -SU_DROP_x. */
+static __noinline int su_onramp_class(struct __sk_buff *skb, const struct su_pkt *p, const struct su_onramp *onramp)
+{
+	int err = su_onramp_whose(skb, p, onramp);
+
+	if (err != SU_TO_CLAIM)
+		return err;
 	if (p->flags & SU_PKT_FRAG)
 		return p->frag_at ? -SU_DROP_FRAGMENT_EARLY : -SU_DROP_FRAGMENT;
 	if (p->frag_at)

@@ -26,7 +26,7 @@ def _address(value: bytes) -> bytes:
     return value
 
 
-ABI_VERSION: Final = 3
+ABI_VERSION: Final = 4
 NONE: Final = 0xFFFFFFFF
 WORD_GEN_SHIFT: Final = 40
 WORD_STATE_SHIFT: Final = 32
@@ -85,6 +85,7 @@ class OnrampFlag(IntFlag):
     EIM = 4
     ADF = 8
     APDF = 16
+    TERMINATE = 32
 
 
 class NodeFlag(IntFlag):
@@ -151,6 +152,7 @@ class Drop(IntEnum):
     FILTERED = 38
     QUOTA_FLOWS = 34
     QUOTA_NEW = 35
+    TERMINUS = 36
 
 
 DROP_MAX: Final = 48
@@ -191,6 +193,8 @@ class Counter(IntEnum):
     FRAGMENTS = 31
     HAIRPINNED = 34
     MSS_CLAMPED = 35
+    TERMINATED_OUT = 36
+    TERMINATED_IN = 37
 
 
 COUNTER_MAX: Final = 48
@@ -584,8 +588,8 @@ class Sock(Structure):
 class Onramp(Structure):
     """struct su_onramp."""
 
-    SIZE: ClassVar[int] = 88
-    _CODEC: ClassVar[struct.Struct] = struct.Struct("=IIII16s16s28sIIHH")
+    SIZE: ClassVar[int] = 92
+    _CODEC: ClassVar[struct.Struct] = struct.Struct("=IIII16s16s28sIIHHI")
 
     flags: int = 0
     generation: int = 0
@@ -598,6 +602,7 @@ class Onramp(Structure):
     new_per_s: int = 0
     mss: int = 0
     mtu: int = 0
+    terminus: int = 0
 
     def __init__(
         self,
@@ -612,6 +617,7 @@ class Onramp(Structure):
         new_per_s: int = 0,
         mss: int = 0,
         mtu: int = 0,
+        terminus: int = 0,
     ) -> None:
         put(self, "flags", flags)
         put(self, "generation", generation)
@@ -624,6 +630,7 @@ class Onramp(Structure):
         put(self, "new_per_s", new_per_s)
         put(self, "mss", mss)
         put(self, "mtu", mtu)
+        put(self, "terminus", terminus)
 
     def pack(self) -> bytes:
         return self._CODEC.pack(
@@ -638,12 +645,13 @@ class Onramp(Structure):
             self.new_per_s,
             self.mss,
             self.mtu,
+            self.terminus,
         )
 
     @classmethod
     def unpack(cls, data: bytes | bytearray | memoryview) -> Onramp:
         v = cls._CODEC.unpack(data)
-        return cls(v[0], v[1], v[2], v[3], v[4], v[5], Policy.unpack(v[6]), v[7], v[8], v[9], v[10])
+        return cls(v[0], v[1], v[2], v[3], v[4], v[5], Policy.unpack(v[6]), v[7], v[8], v[9], v[10], v[11])
 
 
 @structure
@@ -1381,6 +1389,7 @@ DROP_MEANINGS: Final[Mapping[Drop, str]] = {
     Drop.FILTERED: "inbound to a client's mapping, from a remote that it did not send to",
     Drop.QUOTA_FLOWS: "from a client whose on-ramp holds as many flows as it may",
     Drop.QUOTA_NEW: "from a client whose on-ramp began as many flows this second as it may",
+    Drop.TERMINUS: "TCP of a terminated on-ramp, and there is nowhere to end it (yet)",
 }
 
 
@@ -1419,4 +1428,6 @@ COUNTER_MEANINGS: Final[Mapping[Counter, str]] = {
     Counter.FRAGMENTS: "fragments whose ports were known, first ones too",
     Counter.HAIRPINNED: "client's packets to a mapping of the fleet, turned round here",
     Counter.MSS_CLAMPED: "SYNs whose MSS was lowered",
+    Counter.TERMINATED_OUT: "clients' packets handed to where their TCP ends",
+    Counter.TERMINATED_IN: "packets from there to clients",
 }
