@@ -7,6 +7,7 @@
         |                   --- SIGTERM, SIGINT --------------------------> leave; the data plane stays
         |                   --- its time has come ----------------------> ask the other nodes; announce this one
         |                   --- a local program asks (softunicast.api) --> answer it
+        |                   --- a child is wanted, dead, or told otherwise --> start, end or tell it (agent.children)
         +--- always: WATCHDOG=1
 
 A bad file while running is told and the last good one stays in force. A reconciliation that fails is told and
@@ -32,17 +33,19 @@ from typing import Any, Final, Protocol
 
 from softunicast.agent.announcing import Announcer
 from softunicast.agent.attachment import Choice
+from softunicast.agent.children import Children, Wanted
 from softunicast.agent.diff import Desired
 from softunicast.agent.findings import Finding
 from softunicast.agent.machine import Machine
 from softunicast.agent.notify import notify, watchdog_s
 from softunicast.agent.onramp_keeper import Keeper
-from softunicast.agent.operations import Operation
+from softunicast.agent.operations import MakeTerminus, Operation
 from softunicast.agent.prober import Prober
 from softunicast.agent.reconcile import Inputs, Memory, carry_out, decide, locked
 from softunicast.agent.sweep import Sweeper
 from softunicast.errors import SoftunicastError
 from softunicast.model.plan import Plan
+from softunicast.proxy.terminate import FILE as TERMINATE_FILE
 
 RTMGRP_LINK: Final = 0x1
 RTMGRP_IPV4_IFADDR: Final = 0x10
@@ -53,13 +56,15 @@ TICK_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line said. `interval_s`: between two reconciliations when nothing else happens."""
+    """What the command line said. `interval_s`: between two reconciliations when nothing else happens; `proxy`: the
+    policy of a proxy that is to run beside the agent."""
 
     node: str
     plan: Path
     bindings: Path
     interval_s: float = 10.0
     tcx: bool = True
+    proxy: Path | None = None
 
 
 class Service(Protocol):
@@ -88,6 +93,7 @@ class Agent:
     _reload: bool = False
     _wanted: Desired | None = None
     _keeper: Keeper | None = None
+    _children: Children | None = None
 
     def once(self) -> int:
         """Reconcile once; how many operations that took. SoftunicastError when it cannot."""
@@ -99,6 +105,7 @@ class Agent:
         reconciliation."""
         with locked(self.options.node), self._machine() as machine, self._events() as selector:
             try:
+                self._children = Children(machine.run, self.log, self.clock)
                 # First, so that who finds the node ready may ask; answered from the loop on.
                 self._serve(machine, selector)
                 self._reconcile(machine)
@@ -151,7 +158,11 @@ class Agent:
         if len(self._memory.refused) > refused:
             # Once more, without what the kernel refused.
             return self._changed + self._reconcile(machine)
+        if any(isinstance(one, MakeTerminus) for one in decision.operations):
+            # Once more, now that there are devices that lead there.
+            return self._changed + self._reconcile(machine)
         self._wanted = decision.desired
+        self._again(self._look_after_children)
         if self._keeper is not None:
             self._keeper.end(decision.ended)
         return self._changed
@@ -201,7 +212,8 @@ class Agent:
                 sweep_at = self.clock() + self.options.interval_s
             if self.clock() >= due_s:
                 due_s = self.clock() + TICK_S
-                for duty in (prober, announcer):
+                for duty in (prober, announcer, self._children):
+                    assert duty is not None
                     try:
                         due_s = min(due_s, duty.tick())
                     except (SoftunicastError, OSError) as error:
@@ -213,6 +225,20 @@ class Agent:
             return
         prober.follow(self._inputs.plan, self._wanted.state.places.nodes)
         announcer.follow(self._inputs.plan, self._wanted)
+
+    def _look_after_children(self) -> None:
+        """Those that the last good reconciliation and the command line want."""
+        if self._children is None or self._wanted is None:
+            return
+        wanted = {}
+        told = self._wanted.resources.files.get(TERMINATE_FILE)
+        if told is not None:
+            wanted["terminator"] = Wanted(("terminator", "--node", self.options.node), told)
+        policy = self.options.proxy
+        if policy is not None:
+            arguments = ("proxy", "--node", self.options.node, "--policy", str(policy))
+            wanted["proxy"] = Wanted(arguments, policy.read_text(encoding="utf-8"))
+        self._children.follow(wanted)
 
     def _again(self, work: Callable[[], object]) -> bool:
         """Do it, tell when it fails, and go on."""

@@ -5,6 +5,7 @@ What goes where, for one node:
 
     cgroup2 root      su_sock_create ... su_sockops        sockets claim (scoped by the namespace's cookie)
     on-ramp  ingress  su_onramp_in                         fish claim
+    terminus ingress  su_terminus_in                       to clients whose TCP ends here (agent.terminus)
     uplink   XDP      su_steer                             what is others' is carried early (see attachment)
     uplink   ingress  su_uplink_in                         answers are steered and delivered
     underlay ingress  su_uplink_in                         carried answers, when the underlay is no uplink
@@ -26,7 +27,7 @@ import hashlib
 import json
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
@@ -38,14 +39,17 @@ from softunicast.agent.findings import Subject
 from softunicast.agent.resources import Attachment, Build, Hook, Notrack, Resources
 from softunicast.agent.slice_indices import keep_slice_indices, slice_text
 from softunicast.agent.state import NodeState, OnrampState, SliceState
+from softunicast.agent.terminus import Terminus, of_device, termini, told
 from softunicast.egress import tables as egress_tables
 from softunicast.egress.numbers import Numbers, numbers
 from softunicast.kernel import abi
 from softunicast.kernel.entries import XdpFeature
 from softunicast.kernel.routing import Route, Rule
 from softunicast.model.binding import Bindings
-from softunicast.model.fleet import MappingBehaviour
+from softunicast.model.fleet import MappingBehaviour, Strategy
 from softunicast.model.plan import Node, Onramp, Plan
+from softunicast.model.slice import Slice
+from softunicast.proxy.terminate import FILE as TERMINATE_FILE
 from softunicast.steering import tables as steering_tables
 from softunicast.steering.places import NOWHERE, Places, places
 
@@ -99,6 +103,8 @@ def fingerprint(onramp: Onramp, ifindex: int) -> str:
     # Only when it is not the default, so that a node that knows the key goes on where one that did not stopped.
     if onramp.mapping is MappingBehaviour.ENDPOINT_INDEPENDENT:
         parts.append(onramp.mapping.value)
+    if onramp.strategy is Strategy.TERMINATE:
+        parts.append(onramp.strategy.value)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -156,10 +162,11 @@ def desired(
     generations = {name: ramp.generation for name, ramp in ramps.items()}
     at = places(plan, node_name, last.places if last else NOWHERE)
     uplinks = uplink_table(node, facts, chosen)
+    ends = termini(node, facts, given)
     held = last.slices if last else ()
     key = (plan, bindings, tuple(facts.devices.values()), tuple(ramps.items()), held, at, tuple(uplinks.items()), given)
     if memory.key != key:
-        memory.tables = build_tables(plan, bindings, node, facts, generations, last, at, uplinks, given)
+        memory.tables = build_tables(plan, bindings, node, facts, generations, last, at, uplinks, given, ends)
         memory.wanted = {name: without_zeros(name, table) for name, table in memory.tables.items()}
         memory.array_used = array_used(memory.tables)
         memory.key = key
@@ -168,7 +175,7 @@ def desired(
     versions = sorted({4 if "." in address else 6 for address in addresses})
     resources = Resources(
         tables=memory.wanted,
-        links={link.name: link for link in (*_cgroup_links(), *_device_links(node, facts, chosen))},
+        links={link.name: link for link in (*_cgroup_links(), *_device_links(node, facts, chosen, ends))},
         addresses=frozenset(_with_length(address) for address in addresses),
         rules=frozenset(Rule(4 if "." in address else 6, address) for address in addresses),
         routes=frozenset(route for version in versions for route in _routes(node, facts, version)),
@@ -178,8 +185,12 @@ def desired(
             frozenset(address for address in addresses if ":" in address),
         ),
         files=files,
+        termini=frozenset(ends.values()),
     )
     build_ = build(objects_digest, plan, node, facts.netns_cookie, at)
+    slices = tuple(_slices(tables.get("slices", {}), given))
+    if ends:
+        resources = replace(resources, files={**files, TERMINATE_FILE: _told(plan, node, ends, ramps, tables, slices)})
     state = NodeState(
         node=node_name,
         netns_cookie=facts.netns_cookie,
@@ -190,7 +201,7 @@ def desired(
         never=tuple(map(str, egress_tables.never_sliced(plan, node))),
         places=at,
         numbers=replace(given, generation=max([given.generation, *generations.values()])),
-        slices=tuple(_slices(tables.get("slices", {}), given)),
+        slices=slices,
         onramps=ramps,
         uplinks={name: ifindexes[name] for name in node.uplinks if name in ifindexes},
         array_used=memory.array_used,
@@ -221,6 +232,7 @@ def build_tables(
     at: Places,
     uplinks: Mapping[bytes, bytes],
     given: Numbers,
+    ends: Mapping[str, Terminus],
 ) -> dict[str, dict[bytes, bytes]]:
     """The contents of all maps that the agent fills, slices at the indices they had before."""
     ifindexes = {name: device.ifindex for name, device in facts.devices.items()}
@@ -233,12 +245,37 @@ def build_tables(
             generations,
             bare_ip=[name for name, device in facts.devices.items() if not device.ethernet],
             mtus={name: device.mtu for name, device in facts.devices.items()},
+            termini={name: _ifindex_of(end, facts) for name, end in ends.items()},
             given=given,
         ),
         **steering_tables.build_tables(plan, bindings, node.name, at),
         "uplinks": dict(uplinks),
     }
     return keep_slice_indices(tables, last)
+
+
+def _ifindex_of(end: Terminus, facts: Facts) -> int:
+    """Of the veth towards a terminus; 0: it is not made yet, or was made for something else."""
+    device = facts.devices.get(end.device)
+    found = of_device(device) if device is not None else None
+    return device.ifindex if device is not None and found is not None and found.onramp == end.onramp else 0
+
+
+def _told(
+    plan: Plan,
+    node: Node,
+    ends: Mapping[str, Terminus],
+    ramps: Mapping[str, OnrampState],
+    tables: Mapping[str, Mapping[bytes, bytes]],
+    slices: Iterable[SliceState],
+) -> str:
+    """terminate.json: what the terminator is to know."""
+    policies = {
+        name: abi.Onramp.unpack(tables["onramps"][ramps[name].id.to_bytes(4, sys.byteorder)]).policy.pack()
+        for name in ends
+    }
+    held = [(one.pool, str(Slice.parse(one.slice).address)) for one in slices]
+    return told(node.name, plan.settings, node.onramps, ends, policies, held).dumps()
 
 
 def without_zeros(name: str, table: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
@@ -319,7 +356,10 @@ def _cgroup_links() -> Iterator[Attachment]:
         yield Attachment(program, program, Hook.CGROUP)
 
 
-def _device_links(node: Node, facts: Facts, chosen: Mapping[str, Choice]) -> Iterator[Attachment]:
+def _device_links(
+    node: Node, facts: Facts, chosen: Mapping[str, Choice], ends: Mapping[str, Terminus]
+) -> Iterator[Attachment]:
+    terminus_devices = {end.device for end in ends.values()}
     onramp_devices = {onramp.device for onramp in node.onramps.values()}
     carriers = [facts.device_of(str(underlay)) for underlay in node.underlays]
     for name, device in sorted(facts.devices.items()):
@@ -337,7 +377,9 @@ def _device_links(node: Node, facts: Facts, chosen: Mapping[str, Choice]) -> Ite
             yield link("uplink_in", "su_uplink_in", Hook.INGRESS)
             yield link("guard", "su_guard", Hook.EGRESS)
         else:
-            if device in carriers:
+            if name in terminus_devices:
+                yield link("terminus_in", "su_terminus_in", Hook.INGRESS)
+            elif device in carriers:
                 yield link("uplink_in", "su_uplink_in", Hook.INGRESS)
             yield link("guard_other", "su_guard_other", Hook.EGRESS)
 

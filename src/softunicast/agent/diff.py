@@ -4,7 +4,8 @@
 The order is the safety. Read it as one sentence:
 
     remember what was there before (node.json), mount bpffs if nobody has, load programs beside the pinned
-    maps, close the door if hooks were missing, fill the maps, guard every egress device, hide the addresses
+    maps, close the door if hooks were missing, make namespaces where TCP ends (the next look finds their devices),
+    fill the maps, guard every egress device, hide the addresses
     from conntrack and ARP, lay routes and rules, put the addresses on lo, hook the sockets, adopt the living
     ones, take in packets from uplinks (at tc, then at XDP) and on-ramps, take away what is no longer wanted, copy
     plan and bindings, open the door, write node.json.
@@ -128,6 +129,7 @@ def diff(desired: Desired, observed: Observed) -> list[op.Operation]:
         work.append(op.LoadPrograms(desired.build, replaces))
     if hooks_missing and observed.ready:
         work.append(op.SetReady(False))
+    work += [op.MakeTerminus(one) for one in sorted(want.termini - have.termini)]
     work += fills
     work += _links(want, observed, Hook.EGRESS, load)
     if want.notrack is not None and want.notrack != have.notrack:
@@ -155,6 +157,8 @@ def diff(desired: Desired, observed: Observed) -> list[op.Operation]:
         for route in sorted(have.routes - want.routes)
         if (route.version, route.metric) not in wanted_routes
     ]
+    wanted_termini = {one.id for one in want.termini}
+    work += [op.RemoveTerminus(one) for one in sorted(have.termini) if one.id not in wanted_termini]
     work += [op.WriteFile(name, text) for name, text in sorted(want.files.items()) if have.files.get(name) != text]
     if not observed.ready or hooks_missing:
         work.append(op.SetReady(True))

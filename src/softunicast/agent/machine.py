@@ -26,11 +26,14 @@ from softunicast.agent import notrack as notrack_table
 from softunicast.agent.desired import CGROUP_HOOKS, XDP_ROLES
 from softunicast.agent.resources import Attachment, Build, Hook, Notrack
 from softunicast.agent.state import NodeState, write_atomically
+from softunicast.agent.terminus import Terminus, of_device
 from softunicast.errors import KernelError
 from softunicast.kernel import abi, cgroup, clsact, links, nodes, sysctl
+from softunicast.kernel import terminus as kernel_terminus
 from softunicast.kernel.bpf import BpfObject, Map, MapType, Program, mount_bpffs, object_path
 from softunicast.kernel.netlink import Netlink
 from softunicast.kernel.routing import Route, Rule
+from softunicast.proxy.terminate import PORT
 
 OBJECTS: Final[Mapping[str, frozenset[str] | None]] = {"claim": None, "egress": None, "steer": frozenset({"su_steer"})}
 """What is loaded: of `steer` the XDP program only; at tc su_uplink_in steers."""
@@ -230,6 +233,28 @@ class Machine:
 
     def set_notrack(self, notrack: Notrack) -> None:
         notrack_table.replace(notrack)
+
+    def make_terminus(self, terminus: Terminus) -> None:
+        """Make it, or mend the one that is there for the same on-ramp."""
+        device = self.netlink.devices().get(terminus.device)
+        found = of_device(device) if device is not None else None
+        ours = found is not None and (found.node, found.onramp) == (terminus.node, terminus.onramp)
+        there = terminus.namespace in nodes.terminus_namespaces(self.node)
+        kernel_terminus.make(
+            kernel_terminus.Wanted(
+                terminus.namespace,
+                terminus.device,
+                terminus.alias,
+                terminus.mtu,
+                tuple(one for one in (terminus.gateway4, terminus.gateway6) if one),
+                PORT,
+                terminus.held,
+            ),
+            anew=not (ours and there),
+        )
+
+    def remove_terminus(self, terminus: Terminus) -> None:
+        kernel_terminus.remove(terminus.namespace, terminus.device)
 
     # Files
 

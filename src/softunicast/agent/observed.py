@@ -22,12 +22,14 @@ from softunicast.agent.diff import Desired, Observed
 from softunicast.agent.facts import Facts
 from softunicast.agent.machine import CONTROL_KEY, Machine
 from softunicast.agent.resources import Attachment, Hook, Resources
+from softunicast.agent.terminus import Terminus, of_device
 from softunicast.errors import KernelError
-from softunicast.kernel import abi, cgroup, clsact, entries, links, netns, nft, sysctl
+from softunicast.kernel import abi, cgroup, clsact, entries, links, netns, nft, nodes, sysctl
 from softunicast.kernel.bpf import Map, MapType, Program, bpffs_mounted
 
 ROLES: Final[Mapping[str, tuple[str, Hook]]] = {
     "onramp_in": ("su_onramp_in", Hook.INGRESS),
+    "terminus_in": ("su_terminus_in", Hook.INGRESS),
     "uplink_in": ("su_uplink_in", Hook.INGRESS),
     "guard": ("su_guard", Hook.EGRESS),
     "guard_other": ("su_guard_other", Hook.EGRESS),
@@ -108,6 +110,7 @@ def observe(machine: Machine, want: Desired, facts_: Facts, *, maps: bool = True
         sysctls=read_sysctls(sorted(paths)),
         notrack=notrack.read(facts_.ruleset),
         files={name: text for name in want.resources.files if (text := _text(machine.run / name)) is not None},
+        termini=frozenset(_termini(machine.node, facts_)),
     )
     return Observed(
         resources=resources,
@@ -118,6 +121,15 @@ def observe(machine: Machine, want: Desired, facts_: Facts, *, maps: bool = True
         pins_without_state=last is None and bool(programs or found),
         bpffs=bpffs_mounted(),
     )
+
+
+def _termini(node: str, facts_: Facts) -> Iterable[Terminus]:
+    """Those whose namespace is there."""
+    there = set(nodes.terminus_namespaces(node))
+    for device in facts_.devices.values():
+        found = of_device(device)
+        if found is not None and found.node == node and found.namespace in there:
+            yield found
 
 
 def _text(path: Path) -> str | None:

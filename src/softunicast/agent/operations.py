@@ -14,6 +14,7 @@ from typing import Protocol
 
 from softunicast.agent.resources import Attachment, Build, Notrack
 from softunicast.agent.state import NodeState
+from softunicast.agent.terminus import Terminus
 from softunicast.kernel.routing import Route, Rule
 
 
@@ -36,6 +37,8 @@ class Machine(Protocol):
     def set_notrack(self, notrack: Notrack) -> None: ...
     def set_ready(self, ready: bool) -> None: ...
     def adopt(self) -> None: ...
+    def make_terminus(self, terminus: Terminus) -> None: ...
+    def remove_terminus(self, terminus: Terminus) -> None: ...
     def write_file(self, name: str, text: str) -> None: ...
     def save_state(self, state: NodeState) -> None: ...
 
@@ -229,6 +232,28 @@ class Adopt:
 
     def apply(self, machine: Machine) -> None:
         machine.adopt()
+
+
+@dataclass(frozen=True, slots=True)
+class MakeTerminus:
+    terminus: Terminus
+
+    def __str__(self) -> str:
+        return f"make {self.terminus} ({self.terminus.alias.rpartition(' ')[2]} handshakes)"
+
+    def apply(self, machine: Machine) -> None:
+        machine.make_terminus(self.terminus)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveTerminus:
+    terminus: Terminus
+
+    def __str__(self) -> str:
+        return f"remove {self.terminus}"
+
+    def apply(self, machine: Machine) -> None:
+        machine.remove_terminus(self.terminus)
 
 
 @dataclass(frozen=True, slots=True)

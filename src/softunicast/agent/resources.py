@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from softunicast.agent.terminus import Terminus
 from softunicast.kernel.routing import Route, Rule
 
 NFT_TABLE: Final = "softunicast"
@@ -80,7 +81,7 @@ class Resources:
 
     `links` by pin name; `addresses` are on lo, with prefix length; `sysctls` by path below /proc/sys, and
     only those the agent cares about; `notrack` None: no such table; `files` by name in the run folder;
-    `tables` the maps' contents, where an array's element that is all zeros is left out.
+    `tables` the maps' contents, where an array's element that is all zeros is left out; `termini`: where TCP ends.
     """
 
     tables: Tables = field(default_factory=dict)
@@ -91,3 +92,4 @@ class Resources:
     sysctls: Mapping[str, str] = field(default_factory=dict)
     notrack: Notrack | None = None
     files: Mapping[str, str] = field(default_factory=dict)
+    termini: frozenset[Terminus] = frozenset()

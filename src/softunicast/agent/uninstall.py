@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from softunicast.agent import notrack, onramp_file
+from softunicast.agent import children, notrack, onramp_file
 from softunicast.agent.announcing import include_path, tell_bird
 from softunicast.agent.machine import Machine
 from softunicast.agent.observed import read_sysctls
 from softunicast.agent.reconcile import namespace_of
 from softunicast.agent.resources import NFT_TABLE, Hook
 from softunicast.agent.state import NodeState, load
+from softunicast.agent.terminus import of_device
 from softunicast.announce.bird_conf import Announcement, Stage, render
 from softunicast.errors import KernelError, SoftunicastError
 from softunicast.kernel import cgroup, clsact, netns, nft, nodes
@@ -70,6 +71,9 @@ def uninstall(node: str, *, dry_run: bool, say: Callable[[str], None]) -> int:
     with netns.enter(place or None), Machine(node) as machine:
         for step in _announced(node):
             work(step)
+        for name in children.NAMES:
+            if children.running(machine.run, name) is not None:
+                work(Step(f"end the {name}", partial(children.end, machine.run, name)))
         for step in _outside(machine, before=True):
             work(step)
         if place is None:
@@ -131,6 +135,8 @@ def _outside(machine: Machine, *, before: bool) -> Iterator[Step]:
     folder = nodes.cgroup_dir(machine.node)
     if folder.exists:
         yield Step(f"remove cgroup {folder.path}", lambda: remove_cgroups(folder))
+    for name in nodes.terminus_namespaces(machine.node):
+        yield Step(f"remove namespace {name}", partial(netns.delete, name))
     if machine.pins.exists():
         yield Step(f"remove {machine.pins}", lambda: remove_tree(machine.pins))
 
@@ -159,6 +165,10 @@ def _inside(machine: Machine, state: NodeState | None) -> Iterator[Step]:
             )
     yield from _filters(machine, Hook.EGRESS)
     yield from _made(machine)
+    for device in net.devices().values():
+        end = of_device(device)
+        if end is not None and end.node == machine.node:
+            yield Step(f"remove {end}", partial(machine.remove_terminus, end))
 
 
 def _made(machine: Machine) -> Iterator[Step]:

@@ -34,6 +34,7 @@ _FILE = click.Path(path_type=Path)
     metavar="S",
     help="Seconds between two looks at the kernel when nothing happens.",
 )
+@click.option("--proxy", type=_FILE, metavar="FILE", help="Run `softunicast proxy` with this policy beside the agent.")
 @click.option(
     "--group", metavar="NAME", help="A group whose members, too, may ask this agent for on-ramps of their own."
 )
@@ -53,6 +54,7 @@ def agent(
     dry_run: bool,
     once: bool,
     interval: float,
+    proxy: Path | None,
     group: str | None,
     log_format: LogFormat,
 ) -> None:
@@ -91,7 +93,7 @@ def agent(
     for feature in features:
         if not feature.present:
             log.warning("kernel lacks", feature=feature.name, needed_for=feature.needed_for, remedy=feature.remedy)
-    daemon = Agent(Options(node, plan, bindings, interval, tcx), log, service=Server(node, log, number))
+    daemon = Agent(Options(node, plan, bindings, interval, tcx, proxy), log, service=Server(node, log, number))
     if once:
         log.info("reconciled", node=node, changed=daemon.once())
     else:

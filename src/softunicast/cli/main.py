@@ -33,6 +33,7 @@ VERBS: Final[dict[str, str]] = {
     "counters": "Show what the data plane counted.",
     "drops": "Show which packets were dropped, and why.",
     "onramp": "Add, list and remove on-ramps: where clients' packets come in.",
+    "terminator": "End the TCP of terminated on-ramps; the agent starts it.",
     "peers": "Show the other nodes and which of them live.",
     "announce": "Announce this node's prefixes by BIRD, or drain it.",
     "explain": "Say what would happen to a packet, and why.",

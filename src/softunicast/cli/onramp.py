@@ -33,6 +33,8 @@ def onramp() -> None:
 @click.option("--gateway6", metavar="ADDRESS", help="Our IPv6 address towards the clients.")
 @click.option("--tenant", metavar="NAME", help="A name that its flows are counted under.")
 @click.option("--bypass", multiple=True, metavar="NETWORK", help="Destinations that are not sliced.")
+@click.option("--strategy", metavar="WORD", help="What becomes of TCP: bpf (the default), or terminate.")
+@click.option("--handshake", metavar="WORD", help="Of terminated TCP: held (the default), or early.")
 @click.option("--max-flows", type=int, metavar="N", help="Flows that it may hold at a time.")
 @click.option("--new-flows-per-s", type=int, metavar="N", help="Flows that it may begin a second.")
 @node_option
@@ -48,6 +50,8 @@ def add(
     gateway6: str | None,
     tenant: str | None,
     bypass: tuple[str, ...],
+    strategy: str | None,
+    handshake: str | None,
     max_flows: int | None,
     new_flows_per_s: int | None,
     node: str | None,
@@ -64,6 +68,8 @@ def add(
         "gateway6": gateway6,
         "tenant": tenant,
         "bypass": list(bypass) or None,
+        "strategy": strategy,
+        "handshake": handshake,
         "quotas": {key: value for key, value in quotas.items() if value is not None} or None,
     }
     question = {

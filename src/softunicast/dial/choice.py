@@ -20,10 +20,10 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from softunicast.errors import UsageError
+from softunicast.kernel.abi_util import mix
 from softunicast.model.slice import Slice
 
 WORDS: Final = struct.Struct("=4I")
-MASK: Final = 0xFFFFFFFF
 MAPPED: Final = b"\0" * 10 + b"\xff\xff"
 
 
@@ -138,15 +138,6 @@ def lanes(choice: Choice, held: Holdings, version: int) -> tuple[Lane, ...]:
         return ()
     best = max(range(len(mine)), key=lambda at: (rendezvous(choice.client, mine[at].slice.address), -at))
     return tuple(Lane(one.slice, one.pool) for one in (*mine[best:], *mine[:best]))
-
-
-def mix(word: int) -> int:
-    """su_mix of bpf/include/word.h."""
-    word ^= word >> 16
-    word = word * 0x85EBCA6B & MASK
-    word ^= word >> 13
-    word = word * 0xC2B2AE35 & MASK
-    return word ^ word >> 16
 
 
 def rendezvous(client: int, address: IPv4Address | IPv6Address) -> int:

@@ -5,7 +5,7 @@
     pools          index -> su_pool        by egress.numbers, from 0: where in pool_slices its slices are
     pool_slices    place -> slice index    for each pool its IPv4 slices, then its IPv6 ones
     onramps        id -> su_onramp         by name (egress.numbers); all zero while the device is not there
-    onramp_devices ifindex -> id
+    onramp_devices ifindex -> id           of its device, and of the veth towards where its TCP ends
     prefixes       su_prefix -> 1          lists: NEVER, INTERNAL, and each distinct list of sources or bypass
 
 Keys and values are as bpf/include/abi.h has them; the maps themselves are in bpf/include/maps.h. IPv4 lives in
@@ -27,7 +27,7 @@ from softunicast.kernel import abi
 from softunicast.kernel.abi_util import addr_bytes, prefix_key
 from softunicast.model.address import IPNetwork, network_key
 from softunicast.model.binding import Binding, Bindings
-from softunicast.model.fleet import WILDCARD_PORTS, Filtering, MappingBehaviour
+from softunicast.model.fleet import WILDCARD_PORTS, Filtering, MappingBehaviour, Strategy
 from softunicast.model.plan import Node, Onramp, Plan
 
 Tables = dict[str, dict[bytes, bytes]]
@@ -102,12 +102,14 @@ def build_tables(
     *,
     bare_ip: Collection[str] = (),
     mtus: Mapping[str, int] = MappingProxyType({}),
+    termini: Mapping[str, int] = MappingProxyType({}),
     given: Numbers | None = None,
 ) -> Tables:
     """All of the tables above, by map name. `bindings` must be the plan's (check_bindings).
 
     `ifindexes` by device name (those that exist); `generations` by on-ramp name; `bare_ip` names the devices without
-    Ethernet headers (TUN), `mtus` what fits through them, bytes; `given` as for table_names. UsageError: no such node.
+    Ethernet headers (TUN), `mtus` what fits through them, bytes; `termini`: ifindexes towards where the TCP of on-ramps
+    ends; `given` as for table_names. UsageError: no such node.
     """
     node = plan.node(node_name)
     names = table_names(plan, bindings, node_name, given)
@@ -123,6 +125,10 @@ def build_tables(
         value = abi.Onramp()
         if ifindex:
             flags = abi.OnrampFlag.SET | (0 if onramp.device in bare_ip else abi.OnrampFlag.L2) | _udp_flags(onramp)
+            terminus = 0
+            if onramp.strategy is Strategy.TERMINATE:
+                flags |= abi.OnrampFlag.TERMINATE
+                terminus = termini.get(name, 0)
             value = abi.Onramp(
                 flags=int(flags),
                 generation=generations.get(name, 0),
@@ -135,8 +141,11 @@ def build_tables(
                 new_per_s=onramp.new_per_s,
                 mss=onramp.mss or 0,
                 mtu=min(mtus.get(onramp.device, 0), 0xFFFF),
+                terminus=terminus,
             )
             tables["onramp_devices"][_U32.pack(ifindex)] = _U32.pack(id_)
+            if terminus:
+                tables["onramp_devices"][_U32.pack(terminus)] = _U32.pack(id_)
         tables["onramps"][_U32.pack(id_)] = value.pack()
     return tables
 

@@ -44,6 +44,15 @@ class Word:
         return cls(word_generation(word), State(word >> WORD_STATE_SHIFT & STATE_MASK), word & SEEN_MASK)
 
 
+def mix(word: int) -> int:
+    """su_mix of bpf/include/word.h, on 32 bits."""
+    word ^= word >> 16
+    word = word * 0x85EBCA6B & 0xFFFFFFFF
+    word ^= word >> 13
+    word = word * 0xC2B2AE35 & 0xFFFFFFFF
+    return word ^ word >> 16
+
+
 def word_generation(word: int) -> int:
     """The generation (24 bits) in a claim's word."""
     return word >> WORD_GEN_SHIFT & GENERATION_MASK

@@ -27,6 +27,7 @@ from softunicast.kernel.routing import TABLE, DefaultRoute, Device, NextHop, Opt
 
 _MAIN: Final = 254
 _SCOPE_HOST: Final = 254
+_SCOPE_LINK: Final = 253
 _IFA_F_NODAD: Final = 0x02
 _RTN_UNICAST: Final = 1
 _RTN_UNREACHABLE: Final = 7
@@ -90,6 +91,7 @@ class Netlink:
                 tuple(addresses.get(index, ())),
                 up,
                 below(link),
+                link.get("ifalias") or "",
             )
         return found
 
@@ -162,6 +164,28 @@ class Netlink:
                 extra = {"flags": _IFA_F_NODAD} if ":" in address else {}
                 self._ipr.addr("add", index=ifindex, address=address, prefixlen=128 if extra else 32, **extra)
             self._ipr.link("set", index=ifindex, state="up")
+
+    def add_veth(self, name: str, peer: str, namespace: Path) -> None:
+        """A pair of devices, the peer in another namespace; both down."""
+        with _naming(f"veth {name} with {peer} in {namespace}"):
+            there = {"ifname": peer, "net_ns_fd": str(namespace)}
+            self._ipr.link("add", ifname=name, kind="veth", peer=there)
+
+    def shape(self, ifindex: int, mtu: int, alias: str | None = None) -> None:
+        """MTU and alias of a device that asks nobody for neighbours (IFF_NOARP), and up."""
+        extra = {} if alias is None else {"IFLA_IFALIAS": alias}
+        with _naming(f"set device {ifindex} up"):
+            self._ipr.link("set", index=ifindex, mtu=mtu, arp=False, state="up", **extra)
+
+    def all_is_local(self, device: str, ifindex: int, table: int, priority: int) -> None:
+        """What comes in by that device is for this host, whatever its destination, and all that leaves goes there."""
+        for version in versions():
+            family, anywhere = _FAMILIES[version], _ANY[version]
+            with _naming(f"make all addresses local that come by {device}", errno.EEXIST):
+                self._ipr.route("replace", family=family, dst=anywhere, oif=ifindex, scope=_SCOPE_LINK)
+                local = {"type": "local", "scope": _SCOPE_HOST} if version == 4 else {"type": "local"}
+                self._ipr.route("replace", family=family, dst=anywhere, oif=1, table=table, **local)
+                self._ipr.rule("add", family=family, iifname=device, table=table, priority=priority)
 
     def delete_device(self, ifindex: int) -> None:
         """Remove a device. One that is gone is no error."""

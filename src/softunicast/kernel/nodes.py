@@ -6,6 +6,7 @@
                                   /links/<link>
     /run/softunicast/<node>/node.json              "netns_cookie" says which namespace the node lives in
                            /plan.yaml, bindings.yaml
+    /run/netns/softunicast-<node>-<on-ramp's id>   where terminated TCP ends
     <cgroup2>/softunicast/<node>/                  programs under `softunicast run`
 
 Several nodes may live in one kernel (a lab), each in a network namespace of its own. A command without a
@@ -78,6 +79,17 @@ def bindings_file(node: str) -> Path:
 def cgroup_dir(node: str) -> CgroupDir:
     """The cgroup that holds the node's programs. ProbeError without cgroup2."""
     return CgroupDir.below_root("softunicast", check_name(node))
+
+
+def terminus_namespace(node: str, onramp_id: int) -> str:
+    """The name of the network namespace where the TCP of an on-ramp ends."""
+    return f"softunicast-{check_name(node)}-{onramp_id}"
+
+
+def terminus_namespaces(node: str) -> list[str]:
+    """Those of a node that are there."""
+    pattern = re.compile(re.escape(f"softunicast-{check_name(node)}-") + r"[0-9]+")
+    return [name for name in netns.names() if pattern.fullmatch(name)]
 
 
 def node_names() -> list[str]:

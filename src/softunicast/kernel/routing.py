@@ -16,7 +16,8 @@ ARPHRD_ETHER: Final = 1
 @dataclass(frozen=True, slots=True)
 class Device:
     """A network device of this namespace. `arphrd`: /sys/class/net/*/type; `mtu` in bytes without link header; `up`:
-    administratively, and its carrier too; `below`: of a VLAN device, the ifindex of the one it sends by, else 0."""
+    administratively, and its carrier too; `below`: of a VLAN device, the ifindex of the one it sends by, else 0;
+    `alias`: what somebody wrote on it."""
 
     name: str
     ifindex: int
@@ -25,6 +26,7 @@ class Device:
     addresses: tuple[str, ...] = ()
     up: bool = True
     below: int = 0
+    alias: str = ""
 
     @property
     def ethernet(self) -> bool:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from softunicast.errors import ProbeError
-from softunicast.kernel import nodes
+from softunicast.kernel import netns, nodes
 
 
 def _cgroup(name: str) -> Path | None:
@@ -37,6 +37,8 @@ def forget_node(name: str) -> None:
         else:
             shutil.rmtree(place, ignore_errors=True)
         _rmdir(place.parent)
+    for namespace in nodes.terminus_namespaces(name):
+        netns.delete(namespace)
 
 
 def _remove_cgroup(folder: Path) -> None:

@@ -46,6 +46,20 @@ class Filtering(Enum):
     ADDRESS_AND_PORT_DEPENDENT = "address-and-port-dependent"
 
 
+class Strategy(Enum):
+    """What becomes of an on-ramp's TCP; UDP and ICMP are always packets that are rewritten (`bpf`)."""
+
+    BPF = "bpf"
+    TERMINATE = "terminate"
+
+
+class Handshake(Enum):
+    """When a client's handshake is completed where its TCP is terminated: when the destination's is, or at once."""
+
+    HELD = "held"
+    EARLY = "early"
+
+
 @dataclass(frozen=True, slots=True)
 class Onramp:
     """Where inner packets come in. `slice` limits its flows; `sources` are its clients' networks.
@@ -68,6 +82,8 @@ class Onramp:
     mss: int | None = None
     max_flows: int = 0
     new_per_s: int = 0
+    strategy: Strategy = Strategy.BPF
+    handshake: Handshake = Handshake.HELD
 
 
 AUTO: Final = "auto"
@@ -196,6 +212,14 @@ class Timers:
 
 
 @dataclass(frozen=True, slots=True)
+class Terminate:
+    """Of terminated TCP. `connect_s`: a destination has so long to answer; `access_log`: a file, None: none."""
+
+    connect_s: float = 130
+    access_log: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Settings of every node. `flows`: entries of the claims' table."""
 
@@ -208,6 +232,7 @@ class Settings:
     udp_wildcard_fraction: float = 0.25
     timers: Timers = Timers()
     probes: Probes = Probes()
+    terminate: Terminate = Terminate()
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,11 +22,23 @@ from softunicast.model.address import (
     parse_network,
 )
 from softunicast.model.document import Document, Path
-from softunicast.model.fleet import ATTACH, BirdSpeaker, Node, Plan, Pool, Prefix, Probes, Settings, Site, Timers
+from softunicast.model.fleet import (
+    ATTACH,
+    BirdSpeaker,
+    Node,
+    Plan,
+    Pool,
+    Prefix,
+    Probes,
+    Settings,
+    Site,
+    Terminate,
+    Timers,
+)
 from softunicast.model.reader import NAME, Reader
 from softunicast.model.reading_onramps import read_onramps
 from softunicast.model.reading_pools import PoolReader
-from softunicast.model.shape import BirdShape, NodeShape, PlanShape, SettingsShape
+from softunicast.model.shape import BirdShape, NodeShape, PlanShape, SettingsShape, TerminateShape
 
 MAX_OWNERS: Final = 1 << 20
 """Entries of a site's steering table: 65536 >> shift for each address. As bpf/include/maps.h, like those below."""
@@ -258,6 +270,13 @@ class PlanReader(Reader):
     def _with_onramps(self, site: Site, pools: dict[str, Pool]) -> Site:
         return Site(site.name, {name: read_onramps(self, node, pools) for name, node in site.nodes.items()})
 
+    def _terminate(self, shape: TerminateShape) -> Terminate:
+        log = shape.access_log
+        if log is not None and not log.startswith("/"):
+            path = ("settings", "terminate", "access_log")
+            self.document.fail(path, f"{log!r} is no absolute path", "begin it with /, such as /var/log/terminated.log")
+        return Terminate(shape.connect_s, log)
+
     def _settings(self, shape: SettingsShape) -> Settings:
         mask = shape.mark if shape.mark_mask is None else shape.mark_mask
         if shape.mark & ~mask:
@@ -276,6 +295,7 @@ class PlanReader(Reader):
             udp_wildcard_fraction=shape.udp_wildcard_fraction,
             timers=Timers(**shape.timers.model_dump()),
             probes=Probes(**shape.probes.model_dump()),
+            terminate=self._terminate(shape.terminate),
         )
 
 

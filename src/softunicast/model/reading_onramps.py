@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, TypeVar
 from softunicast.errors import PlanError
 from softunicast.model.address import IPAddress, IPNetwork, contains, overlaps, parse_address
 from softunicast.model.document import Document, Path, Value
-from softunicast.model.fleet import WILDCARD_PORTS, Filtering, MappingBehaviour, Node, Onramp, Plan, Pool
+from softunicast.model.fleet import (
+    WILDCARD_PORTS,
+    Filtering,
+    Handshake,
+    MappingBehaviour,
+    Node,
+    Onramp,
+    Plan,
+    Pool,
+    Strategy,
+)
 from softunicast.model.reader import NAME, Reader
 from softunicast.model.shape import OnrampShape, check_onramp_shape
 from softunicast.model.slice import Slice, parts_of
@@ -110,6 +120,7 @@ class _Reader:
         if shape.tenant is not None and not 0 < len(shape.tenant) <= 63:
             self._document.fail((*self._path, "tenant"), "is empty or longer than 63 characters", "write a short name")
         mapping, filtering = self._udp(pool)
+        strategy, handshake = self._tcp()
         return Onramp(
             name,
             device,
@@ -125,7 +136,22 @@ class _Reader:
             shape.mss,
             shape.quotas.flows or 0,
             shape.quotas.new_flows_per_s or 0,
+            strategy,
+            handshake,
         )
+
+    def _tcp(self) -> tuple[Strategy, Handshake]:
+        """What becomes of TCP."""
+        strategy = self._word("strategy", Strategy, self._shape.strategy) or Strategy.BPF
+        handshake = self._word("handshake", Handshake, self._shape.handshake)
+        if handshake is not None and strategy is not Strategy.TERMINATE:
+            self._document.fail(
+                (*self._path, "handshake"),
+                "only TCP that is terminated has a handshake of its own",
+                "add `strategy: terminate`, or remove it",
+                key=True,
+            )
+        return strategy, handshake or Handshake.HELD
 
     def _udp(self, pool: Pool) -> tuple[MappingBehaviour, Filtering]:
         """Mapping and filtering of UDP. An endpoint-independent mapping lets everybody in unless told otherwise."""

@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from softunicast.errors import PlanError
 from softunicast.model.document import Document, Path, Value, path_text
-from softunicast.model.fleet import BirdSpeaker, Probes, Settings, Timers
+from softunicast.model.fleet import BirdSpeaker, Probes, Settings, Terminate, Timers
 
 
 def _one_or_many(value: object) -> object:
@@ -77,6 +77,8 @@ class OnrampShape(Shape):
     filtering: str | None = None
     mss: Annotated[int, Field(ge=256, le=65495)] | None = None
     quotas: QuotasShape = QuotasShape()
+    strategy: str | None = None
+    handshake: str | None = None
 
 
 class DrainShape(Shape):
@@ -137,6 +139,11 @@ class ProbesShape(Shape):
     lost: Annotated[int, Field(ge=1, le=20)] = Probes().lost
 
 
+class TerminateShape(Shape):
+    connect_s: Annotated[float, Field(ge=1, le=600)] = Terminate().connect_s
+    access_log: str | None = None
+
+
 class SettingsShape(Shape):
     mark: Annotated[int, Field(ge=1, le=0xFFFFFFFF)] = Settings().mark
     mark_mask: Annotated[int, Field(ge=1, le=0xFFFFFFFF)] | None = None
@@ -147,6 +154,7 @@ class SettingsShape(Shape):
     udp_wildcard_fraction: Annotated[float, Field(ge=0, le=0.9)] = Settings().udp_wildcard_fraction
     timers: TimersShape = TimersShape()
     probes: ProbesShape = ProbesShape()
+    terminate: TerminateShape = TerminateShape()
 
 
 class PlanShape(Shape):
@@ -261,6 +269,8 @@ def shape_at(path: Path) -> type[Shape]:
             return TimersShape
         case ("settings", "probes"):
             return ProbesShape
+        case ("settings", "terminate"):
+            return TerminateShape
         case _:
             return PlanShape
 

@@ -54,10 +54,12 @@ DIRECT: Final = Exit("", b"", frozenset())
 
 @dataclass(slots=True)
 class Egress:
-    """`pools(user)` gives a user's pools on this node, in the order in which they are tried."""
+    """`pools(user)` gives a user's pools on this node, in the order in which they are tried; `number(user, client)` is
+    the seed by which a client keeps its address."""
 
     pools: Callable[[User], Sequence[PoolPolicy]]
     tagger: Tagger | None
+    number: Callable[[User, IPAddress], int] = lambda _, client: zlib.crc32(client.packed)
     _kept: dict[str, tuple[PoolPolicy, ...]] = field(default_factory=dict)
     _exits: dict[str, tuple[Exit, ...]] = field(default_factory=dict)
 
@@ -76,7 +78,7 @@ class Egress:
                 exits = self._exits[user.name] = self._made(user, zlib.crc32(user.name.encode()))
             return exits
         if user.address_by == "client":
-            return self._made(user, zlib.crc32(client.packed))
+            return self._made(user, self.number(user, client))
         return self._made(user, random.getrandbits(32))
 
     def _made(self, user: User, number: int) -> tuple[Exit, ...]:

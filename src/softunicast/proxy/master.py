@@ -29,6 +29,8 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from softunicast.errors import KernelError
+from softunicast.kernel import netns, nfqueue
+from softunicast.kernel.terminus import QUEUE
 from softunicast.proxy.access_log import AccessLog
 from softunicast.proxy.dns import Resolver, system_servers
 from softunicast.proxy.egress import Egress
@@ -40,7 +42,7 @@ from softunicast.proxy.session import keep_alive
 from softunicast.proxy.worker import Worker
 
 STATE: Final = "SOFTUNICAST_PROXY_STATE"
-"""Environment: what the image before left, {"listeners": {address: fd}, "workers": [[pid, fd], ...]}."""
+"""Environment: what the image before left, {"listeners": {place: fd}, "queues": ..., "workers": [[pid, fd], ...]}."""
 HEARD: Final = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
 LOOK_S: Final = 1.0
 CHECK_S: Final = 60
@@ -63,10 +65,14 @@ class Child:
 
 
 def listen(listener: Listener) -> socket.socket:
-    """A listening socket; accepted ones inherit its options, which spares them three calls each. KernelError."""
+    """A listening socket; accepted ones inherit its options, which spares them three calls each. KernelError.
+
+    UsageError: its network namespace is not there.
+    """
     host = listener.listen.host
     family = socket.AF_INET6 if ":" in str(host) else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    with netns.enter(listener.namespace or None):
+        made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -108,6 +114,7 @@ class Master:
         self._workers: dict[int, Child] = {}
         self._old: list[Child] = []
         self._listeners: list[tuple[Listener, socket.socket]] = []
+        self._queues: dict[str, socket.socket] = {}
         self._stopping = False
         self._changed = self._change()
 
@@ -151,6 +158,16 @@ class Master:
             self._listeners.append((listener, sock))
         for sock in there.values():
             sock.close()
+        queues = {place: socket.socket(fileno=fd) for place, fd in state.get("queues", {}).items()}
+        for namespace in dict.fromkeys(one.namespace for one in self._config.listeners if one.held):
+            queue = queues.pop(namespace_mark(namespace), None)
+            if queue is None:
+                with netns.enter(namespace):
+                    queue = nfqueue.open_queue(QUEUE)
+            queue.set_inheritable(False)
+            self._queues[namespace] = queue
+        for queue in queues.values():
+            queue.close()
 
     def _start(self, number: int) -> None:
         """A worker, as a process."""
@@ -180,7 +197,7 @@ class Master:
                 Limits(self._counts, number),
                 AccessLog(loop, config.access_log),
             )
-            worker = Worker(service, self._listeners, control, self._log.bind(worker=number))
+            worker = Worker(service, self._listeners, control, self._log.bind(worker=number), self._queues)
             worker.start()
             loop.run()
             status = 0
@@ -262,10 +279,12 @@ class Master:
             return
         state: dict[str, Any] = {
             "listeners": {place_of(one): sock.fileno() for one, sock in self._listeners},
+            "queues": {namespace_mark(name): queue.fileno() for name, queue in self._queues.items()},
             "workers": [[one.pid, one.control.fileno()] for one in (*self._workers.values(), *self._old)],
         }
         self._ready(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
-        for sock in (*(one for _, one in self._listeners), *(one.control for one in self._workers.values())):
+        controls = (one.control for one in self._workers.values())
+        for sock in (*(one for _, one in self._listeners), *self._queues.values(), *controls):
             sock.set_inheritable(True)
         for child in self._old:
             child.control.set_inheritable(True)
@@ -290,4 +309,13 @@ class Master:
 
 def place_of(listener: Listener) -> str:
     """What makes a listening socket the same one in the next image."""
-    return f"{listener.listen}{' transparent' if listener.transparent else ''}"
+    where = f" in {namespace_mark(listener.namespace)}" if listener.namespace else ""
+    return f"{listener.listen}{' transparent' if listener.transparent else ''}{where}"
+
+
+def namespace_mark(name: str) -> str:
+    """A network namespace, told from a later one of its name. A mark that nothing has, when there is none."""
+    try:
+        return f"{name} {netns.path_of(name).stat().st_ino}"
+    except OSError:
+        return f"{name} gone"

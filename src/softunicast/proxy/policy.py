@@ -97,7 +97,8 @@ class ProxyShape(Shape):
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """Where clients come in. `clients` empty: from anywhere."""
+    """Where clients come in. `clients` empty: from anywhere. `namespace`: the network namespace it listens in, empty:
+    this one; `held`: SYNs wait there until the destination has answered (proxy.holds)."""
 
     name: str
     listen: Endpoint
@@ -106,6 +107,8 @@ class Listener:
     clients: tuple[IPNetwork, ...]
     proxy_header: bool
     transparent: bool
+    namespace: str = ""
+    held: bool = False
 
 
 @dataclass(frozen=True, slots=True)

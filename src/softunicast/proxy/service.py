@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from softunicast.proxy.access_log import AccessLog, TcpInfo, tcp_info
 from softunicast.proxy.core.messages import Endpoint, Reason
@@ -14,6 +14,9 @@ from softunicast.proxy.limits import Limits
 from softunicast.proxy.loop import Loop
 from softunicast.proxy.policy import ProxyConfig, User
 from softunicast.proxy.relay import Pipes, Relay
+
+if TYPE_CHECKING:
+    from softunicast.proxy.holds import Holds
 
 
 @dataclass(slots=True)
@@ -38,7 +41,7 @@ class Counters:
 
 @dataclass(slots=True)
 class Service:
-    """A worker's means."""
+    """A worker's means. `holds`: SYNs that wait, by the namespace they came to."""
 
     loop: Loop
     config: ProxyConfig
@@ -48,6 +51,7 @@ class Service:
     log: AccessLog
     pipes: Pipes = field(default_factory=Pipes)
     counters: Counters = field(default_factory=Counters)
+    holds: dict[str, Holds] = field(default_factory=dict)
 
     def user(self, name: str) -> User | None:
         return self.config.users.get(name)

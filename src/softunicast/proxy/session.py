@@ -50,6 +50,7 @@ from softunicast.proxy.udp import Association
 READ_BYTES: Final = 65536
 LINGER_S: Final = 2.0
 KEEPALIVE_S: Final = 60
+ANYWHERE: Final = ("0.0.0.0", "::")
 
 
 def keep_alive(sock: socket.socket) -> None:
@@ -114,11 +115,23 @@ class Session:
         if listener.transparent:
             self._front = Transparent()
             here = self._sock.getsockname()
-            if here[1] == listener.listen.port:
-                self._refuse(Reason.BAD_REQUEST, "it asked for the proxy itself; TPROXY leads here from other ports")
+            target = Endpoint(plain(here[0]), here[1])
+            holds = self._service.holds.get(listener.namespace)
+            made = holds.take(self._peer, target) if holds is not None else None
+            if made is not None:
+                self._go_on_with(target, *made)
+            elif here[1] == listener.listen.port and str(listener.listen.host) in (str(target.host), *ANYWHERE):
+                self._refuse(Reason.BAD_REQUEST, "it asked for the proxy itself; TPROXY leads here from other places")
             else:
-                target = Endpoint(plain(here[0]), here[1])
                 self._carry_out([Connect(listener.anonymous or "", target, "transparent")])
+
+    def _go_on_with(self, target: Endpoint, user: User, dialed: Dialed) -> None:
+        """Its SYN was held until this connection stood (proxy.holds)."""
+        self._timer.cancel()
+        self._service.loop.handle(self._sock.fileno(), 0, self._hung_up)
+        self._request = Connect(user.name, target, "transparent")
+        self._user = user
+        self._dialed(dialed)
 
     def abandon(self) -> None:
         """The worker ends."""

@@ -16,12 +16,14 @@ import json
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
+from types import MappingProxyType
 from typing import Any, Final
 
 from softunicast.proxy.core.messages import Reason
 from softunicast.proxy.handover import Giver, Taker, Thing, unpack_passage
+from softunicast.proxy.holds import Holds
 from softunicast.proxy.loop import EXCLUSIVE, IN
 from softunicast.proxy.policy import Listener, ListenerAccounts, User, within
 from softunicast.proxy.relay import Relay
@@ -31,6 +33,7 @@ from softunicast.proxy.udp import Association
 
 ACCEPTS: Final = 64
 REST_S: Final = 0.1
+NONE: Final[Mapping[str, socket.socket]] = MappingProxyType({})
 EMPTY: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -43,9 +46,13 @@ class Worker:
         listeners: Sequence[tuple[Listener, socket.socket]],
         control: socket.socket | None,
         log: Any,
+        queues: Mapping[str, socket.socket] = NONE,
     ) -> None:
-        """`log`: a structlog logger."""
+        """`log`: a structlog logger; `queues`: of SYNs that are held, by namespace."""
         self.service = service
+        for listener, _ in listeners:
+            if listener.held and listener.namespace in queues:
+                service.holds[listener.namespace] = Holds(service, listener, queues[listener.namespace])
         self._log = log
         self._listeners = listeners
         self._control = control
@@ -65,6 +72,8 @@ class Worker:
         """Accept from now on."""
         if not self._accepting:
             self._accepting = True
+            for holds in self.service.holds.values():
+                holds.start()
             for listener, sock in self._listeners:
                 accounts = ListenerAccounts(self.service.config, listener.anonymous)
                 self.service.loop.add(sock.fileno(), IN | EXCLUSIVE, self._acceptor(listener, sock, accounts))
@@ -208,11 +217,17 @@ class Worker:
             return
         self._stopping = True
         self._pause()
+        self._stop_holding(successor=False)
         self.service.loop.later(self.service.config.stop_s, self._end)
         self._look_for_end()
 
+    def _stop_holding(self, *, successor: bool) -> None:
+        for holds in self.service.holds.values():
+            holds.stop(successor=successor)
+
     def _give(self, sock: socket.socket) -> None:
         self._pause()
+        self._stop_holding(successor=True)
         giver = self._giver = Giver(self.service, sock, self._released, self._given)
         things: list[Thing] = [*self._passages.values(), *self._associations]
         for thing in things:
