@@ -8,10 +8,10 @@ import json
 import os
 import signal
 import socket
-import time
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,7 +19,7 @@ from softunicast.agent import children
 from softunicast.kernel import netns, nodes
 from tests.support.agent_node import Daemon
 from tests.support.dump import RUN
-from tests.support.onramp_node import ECHO, SERVER, OnrampNode, onramp_node
+from tests.support.onramp_node import ECHO, SERVER, OnrampNode, onramp_node, run
 from tests.support.wait import wait_until
 
 NETWORK, CLIENT, GATEWAY = "10.64.1.0/24", "10.64.1.2", "10.64.1.1"
@@ -76,9 +76,183 @@ def test_tcp_ends_here_and_goes_on_from_the_slice(at: OnrampNode, daemon: Daemon
     assert (proto, address) == ("tcp", TEN)
     assert 9000 <= port <= 9009
     (flow,) = at.json("flows")["flows"]
-    assert (flow["kind"], flow["remote"]) == ("socket", f"{SERVER}:{ECHO}")
-    counters = at.json("counters")["counters"]
-    assert counters["terminated_out"]["total"] > 3
+    assert (flow["kind"], flow["remote"], flow["remote_port"], flow["local_port"]) == ("socket", SERVER, ECHO, port)
+    counted = {one["name"]: one["count"] for one in at.json("counters")["counters"]}
+    assert counted["terminated_out"] > 3
+    assert counted["terminated_in"] > 3
     talking.shutdown(socket.SHUT_WR)
     assert talking.recv(1) == b"", "the end is passed on"
     talking.close()
+
+
+def test_a_client_sees_what_it_would_see_without_us(at: OnrampNode, daemon: Daemon) -> None:
+    """Refused, no answer, no route, a full slice: each at connect(), none with a handshake before it."""
+    client = add(at, "box", "box0", "--pool", "ten")
+    at.talk(client)
+    assert outcome(client, 9) == errno.ECONNREFUSED
+    with netns.enter(at.world):
+        dark = socket.create_server((SERVER, 11), backlog=1)
+    waiting = begin(client, ECHO, DARK)
+    rejecting = (
+        "add table ip no; add chain ip no in { type filter hook input priority 0; }; "
+        "add rule ip no in tcp dport 13 reject with icmp host-unreachable; "
+        "add rule ip no in tcp dport 14 reject with icmp admin-prohibited"
+    )
+    run_in(at.world, "nft", rejecting)
+    assert outcome(client, 13) == errno.EHOSTUNREACH
+    assert outcome(client, 14) == errno.EHOSTUNREACH
+    held = [at.talk(client, keep=True) for _ in range(9)]
+    assert outcome(client, ECHO) == errno.ECONNREFUSED, "the slice is full: ten ports, one lingers"
+    assert waiting.connect_ex((DARK, ECHO)) == errno.EALREADY, "nobody answered, nobody says otherwise"
+    for one in (*held, waiting, dark):
+        one.close()
+
+
+def test_without_holding_a_refusal_is_a_reset_after_the_handshake(at: OnrampNode, daemon: Daemon) -> None:
+    client = add(at, "box", "box0", "--pool", "ten", "--handshake", "early")
+    with netns.enter(client), socket.create_connection((SERVER, 9), 20) as made, pytest.raises(ConnectionResetError):
+        made.recv(1)
+
+
+def test_clients_with_the_same_addresses_and_ports_do_not_meet(at: OnrampNode, daemon: Daemon) -> None:
+    first = add(at, "one", "one0", "--pool", "ten")
+    second = add(at, "two", "two0", "--pool", "gb")
+    here, there = (at.talk(client, name, port=40000, keep=True) for client, name in ((first, b"1"), (second, b"2")))
+    at.say(here, b"still one")
+    at.say(there, b"still two")
+    assert {address for _, address, _ in at.echo.seen} == {TEN, "198.51.100.10"}
+    here.close()
+    there.close()
+
+
+def test_udp_and_ping_stay_with_fish(at: OnrampNode, daemon: Daemon) -> None:
+    """And a client has one address for all."""
+    client = add(at, "box", "box0", "--pool", "gb")
+    at.talk(client)
+    with netns.enter(client), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
+        made.settimeout(20)
+        made.sendto(b"question", (SERVER, ECHO))
+        assert made.recv(100) == b"question"
+    run_in(client, "ping", "-c1", "-W5", SERVER)
+    assert {(proto, address) for proto, address, _ in at.echo.seen} == {
+        ("tcp", "198.51.100.10"),
+        ("udp", "198.51.100.10"),
+    }
+    kinds = sorted((flow["kind"], flow["proto"]) for flow in at.json("flows")["flows"])
+    assert kinds == [("packet", "icmp"), ("packet", "udp"), ("socket", "tcp")]
+
+
+def test_by_a_tun_too(at: OnrampNode, daemon: Daemon) -> None:
+    """Bare IP, without Ethernet, as a WireGuard device has it; the lab's VPN carries its packets to a client."""
+    client = at.namespace("far")
+    at.add("far", "--tun", "--pool", "ten", *ADD)
+    run_in(client, "ip", "tuntap", "add", "dev", "tun0", "mode", "tun")
+    run_in(client, "ip", "address", "add", f"{CLIENT}/24", "dev", "tun0")
+    run_in(client, "ip", "link", "set", "tun0", "up")
+    run_in(client, "ip", "route", "add", "default", "dev", "tun0")
+    command = [sys.executable, "-m", "softunicast.lab.pump", at.node.netns, "far", client, "tun0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as pump:
+        try:
+            assert pump.stdout is not None
+            assert pump.stdout.readline() == b"ready\n"
+            at.talk(client, b"by a tunnel" * 1000)
+            assert at.echo.seen[-1][1] == TEN
+            assert outcome(client, 9) == errno.ECONNREFUSED
+        finally:
+            pump.kill()
+
+
+def test_what_is_open_goes_on_whatever_becomes_of_the_agent(at: OnrampNode) -> None:
+    with at.node.daemon("--interval", "1") as first:
+        client = add(at, "box", "box0", "--pool", "gb")
+        open_ = at.talk(client, keep=True)
+        number = pid(at)
+        first.process.send_signal(signal.SIGKILL)
+        first.process.wait()
+    at.say(open_, b"the agent is dead")
+    at.talk(client, b"and new ones come")
+    with at.node.daemon("--interval", "1") as second:
+        wait_until(lambda: second.events("told"), 20, "the next agent has the terminator read all anew")
+        assert pid(at) == number
+        at.say(open_, b"there is another agent")
+        wait_until(lambda: second.process.poll() is None and reloaded(at, number), 20, "its workers are new")
+        at.say(open_, b"and a new worker")
+        at.talk(client)
+        os.kill(number or 0, signal.SIGKILL)
+        with pytest.raises(OSError, match="reset|peer"):
+            while True:
+                at.say(open_, b"now it is broken")
+        wait_until(lambda: pid(at) not in (None, number), 20, "it is started again")
+        wait_until(lambda: outcome(client, ECHO) == 0, 20, "and serves")
+    at.node.uninstall()
+    assert pid(at) is None
+    assert nodes.terminus_namespaces(at.node.name) == []
+
+
+def reloaded(at: OnrampNode, number: int | None) -> bool:
+    """Whether the master has children that are younger than its last HUP: the handover is over when none is left."""
+    return number is not None and len(offspring(number)) == 1
+
+
+def offspring(number: int) -> list[int]:
+    text = Path(f"/proc/{number}/task/{number}/children").read_text()
+    return [int(word) for word in text.split()]
+
+
+def test_a_reload_breaks_nothing_that_is_open_or_begins(at: OnrampNode, daemon: Daemon) -> None:
+    client = add(at, "box", "box0", "--pool", "gb")
+    open_ = [at.talk(client, b"%d" % number, keep=True) for number in range(20)]
+    with netns.enter(at.world):
+        slow = socket.create_server((SERVER, 12), backlog=256)
+    waiting = begin(client, ECHO, DARK)
+    number = pid(at)
+    assert number is not None
+    for _ in range(3):
+        before = offspring(number)
+        os.kill(number, signal.SIGHUP)
+        begun = [begin(client, ECHO) for _ in range(5)]
+        wait_until(lambda before=before: reloaded(at, number) and offspring(number) != before, 30, "a new worker")  # type: ignore[misc]
+        for one in begun:
+            one.settimeout(20)
+            wait_until(lambda one=one: one.connect_ex((SERVER, ECHO)) in (0, errno.EISCONN), 20, "begun meanwhile")  # type: ignore[misc]
+            at.say(one, b"begun meanwhile")
+            one.close()
+        for one in open_:
+            at.say(one, b"as before")
+    assert waiting.connect_ex((DARK, ECHO)) == errno.EALREADY
+    for one in (*open_, waiting, slow):
+        one.close()
+
+
+def test_an_onramp_that_goes_takes_its_place_along(at: OnrampNode, daemon: Daemon) -> None:
+    add(at, "one", "one0", "--pool", "ten")
+    client = add(at, "two", "two0", "--pool", "gb")
+    open_ = at.talk(client, keep=True)
+    assert len(nodes.terminus_namespaces(at.node.name)) == 2
+    assert at.onramp("remove", "one").returncode == 0
+    wait_until(lambda: len(nodes.terminus_namespaces(at.node.name)) == 1, 10, "its namespace is gone")
+    at.say(open_, b"the other one stays")
+    assert at.onramp("remove", "two").returncode == 0
+    wait_until(lambda: pid(at) is None, 20, "nothing is left to do for the terminator")
+    assert nodes.terminus_namespaces(at.node.name) == []
+    assert not [name for name in devices(at) if name.startswith("suterm")]
+    open_.close()
+
+
+def test_quotas_hold_for_terminated_tcp(at: OnrampNode, daemon: Daemon) -> None:
+    client = add(at, "box", "box0", "--pool", "gb", "--max-flows", "3")
+    held = [at.talk(client, keep=True) for _ in range(3)]
+    assert outcome(client, ECHO) == errno.ECONNREFUSED
+    held.pop().close()
+    wait_until(lambda: outcome(client, ECHO) == 0, 20, "one ended, one may begin")
+    for one in held:
+        one.close()
+
+
+def devices(at: OnrampNode) -> set[str]:
+    return {one["ifname"] for one in json.loads(at.node.inside("ip", "-json", "link"))}
+
+
+def run_in(namespace: str, *command: str) -> str:
+    with netns.enter(namespace):
+        return run(*command)

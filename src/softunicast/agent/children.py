@@ -27,6 +27,7 @@ from softunicast.errors import KernelError
 
 REST_S: Final = 2.0
 LOOK_S: Final = 1.0
+WRITE_S: Final = 5.0
 NAMES: Final = ("terminator", "proxy")
 GONE: Final = ""
 """What one is told that is not wanted any more."""
@@ -48,20 +49,24 @@ def lock_path(folder: Path, name: str) -> Path:
 def running(folder: Path, name: str) -> int | None:
     """The pid of a child that lives; None: there is none. KernelError: it lives, and nobody knows its pid."""
     path = lock_path(folder, name)
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        text = os.pread(fd, 32, 0).decode(errors="replace").strip()
-        if not text.isdecimal():
-            raise KernelError(f"{path}: the {name} lives, and its pid is not there; end it by hand") from None
-        return int(text)
-    finally:
-        os.close(fd)
-    return None
+    deadline = time.monotonic() + WRITE_S
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return None
+        except BlockingIOError:
+            text = os.pread(fd, 32, 0).decode(errors="replace").strip()
+            if text.isdecimal():
+                return int(text)
+        finally:
+            os.close(fd)
+        if time.monotonic() > deadline:
+            raise KernelError(f"{path}: the {name} lives, and its pid is not there; end it by hand")
+        time.sleep(0.01)  # it was born a moment ago, and is about to write it
 
 
 def start(folder: Path, name: str, arguments: tuple[str, ...]) -> subprocess.Popen[bytes]:
