@@ -4,7 +4,7 @@
 A child holds a lock on a file of the run folder, by a descriptor that it was born with and knows nothing of; its pid
 stands in the file. So the next agent finds it, whatever became of this one, and who is dead holds nothing.
 
-    wanted, not there      start it (not twice within REST_S)
+    wanted, not there      start it (one that ended by itself not twice within REST_S)
     wanted, there, told otherwise, or by an earlier agent      HUP: program and configuration anew, no connection broken
     there, not wanted      TERM
 """
@@ -138,6 +138,7 @@ class Children:
         if wanted is None:
             if pid is not None and self._told.get(name) != GONE:
                 self._told[name] = GONE
+                self._started_s.pop(name, None)
                 self._signal(name, pid, signal.SIGTERM)
         elif pid is None:
             now_s = self.clock()

@@ -29,7 +29,8 @@ FORMAT: Final = 1
 PORT: Final = 7000
 """Of the listening sockets; TPROXY leads to it from all ports."""
 EVERYWHERE: Final = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
-STOP_S: Final = 5
+STOP_S: Final = 1
+"""Their on-ramps are gone: nobody hears what open connections say."""
 HANDSHAKE_S: Final = 20
 """A client whose SYN was let in has so long to complete its handshake."""
 
