@@ -32,6 +32,7 @@ static __always_inline bool su_terminated(const struct su_onramp *onramp, const 
 static __noinline int su_terminate(struct __sk_buff *skb, const struct su_pkt *p, const struct su_onramp *onramp)
 {
 	int err = su_onramp_whose(skb, p, onramp);
+	struct su_tenant *tenant;
 
 	if (err != SU_TO_CLAIM)
 		return su_onramp_stack(skb, err);
@@ -40,6 +41,12 @@ static __noinline int su_terminate(struct __sk_buff *skb, const struct su_pkt *p
 	if (!onramp->terminus)
 		return -SU_DROP_TERMINUS;
 	su_count(SU_COUNT_TERMINATED_OUT);
+	tenant = su_tenant_of(onramp->policy.tenant);
+	if (tenant) {
+		tenant->out_packets++;
+		tenant->out_bytes += skb->len - p->l2_len;
+	}
+	skb->mark = 0;
 	return bpf_redirect_peer(onramp->terminus, 0);
 }
 
@@ -48,6 +55,7 @@ static __always_inline int su_terminus_packet(struct __sk_buff *skb, __u32 ifind
 {
 	struct bpf_redir_neigh next = {};
 	struct su_onramp *onramp;
+	struct su_tenant *tenant;
 	__u32 *id;
 
 	id = bpf_map_lookup_elem(&onramp_devices, &ifindex);
@@ -55,6 +63,11 @@ static __always_inline int su_terminus_packet(struct __sk_buff *skb, __u32 ifind
 	if (!onramp || !(onramp->flags & SU_ONRAMP_SET) || onramp->terminus != ifindex)
 		return -SU_DROP_ONRAMP;
 	su_count(SU_COUNT_TERMINATED_IN);
+	tenant = su_tenant_of(onramp->policy.tenant);
+	if (tenant) {
+		tenant->in_packets++;
+		tenant->in_bytes += skb->len - SU_ETH_LEN;
+	}
 	if (!(onramp->flags & SU_ONRAMP_L2))
 		return bpf_redirect(onramp->ifindex, 0);
 	if (skb->protocol == bpf_htons(ETH_P_IPV6)) {

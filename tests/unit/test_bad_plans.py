@@ -77,6 +77,23 @@ PLANS: tuple[tuple[str, Change, str], ...] = (
         (("sites:\n", "---\nsites:\n"),),
         ("4: not YAML: but found another document ; one file holds one document: remove the second `---`"),
     ),
+    (
+        "unknown strategy",
+        (("gateway4: 10.64.0.1", "gateway4: 10.64.0.1, strategy: snat"),),
+        "11: sites.lhr.nodes.lhr1.onramps.vpn.strategy: 'snat' is none of these: bpf, terminate ; write one of them",
+    ),
+    (
+        "handshake of packets",
+        (("gateway4: 10.64.0.1", "gateway4: 10.64.0.1, handshake: early"),),
+        "11: sites.lhr.nodes.lhr1.onramps.vpn.handshake: only TCP that is terminated has a handshake of its own ; "
+        "add `strategy: terminate`, or remove it",
+    ),
+    (
+        "log of terminated TCP somewhere",
+        (("timers: {udp_s: 300}", "terminate: {access_log: log.json}"),),
+        "20: settings.terminate.access_log: 'log.json' is no absolute path ; "
+        "begin it with /, such as /var/log/terminated.log",
+    ),
     ("control character", (("wg0", "wg\x07"),), "11: a character that YAML does not allow ; remove it; save as UTF-8"),
     (
         "a tag",

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from softunicast.egress.flow_view import Reader
 from softunicast.egress.views import PerCpuReader
-from softunicast.kernel.abi import Onramp, Tenant, Use
+from softunicast.kernel.abi import Onramp, OnrampFlag, Tenant, Use
+from softunicast.model.fleet import Strategy
 
 OWNER: Final = struct.Struct("=Q")
 
@@ -54,6 +55,7 @@ class OnrampView:
     max_flows: int | None
     new_flows_per_s: int | None
     use: Use
+    strategy: Strategy = Strategy.BPF
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -65,6 +67,7 @@ class OnrampView:
             "from": self.from_,
             "pool": self.pool,
             "tenant": self.tenant,
+            "strategy": self.strategy.value,
             "quotas": {"flows": self.max_flows, "new_flows_per_s": self.new_flows_per_s},
             "flows": self.use.flows,
             "begun": self.use.begun,
@@ -107,6 +110,7 @@ def read_onramps(
                 max_flows=held.max_flows or None,
                 new_flows_per_s=held.new_per_s or None,
                 use=Use() if used is None else Use.unpack(used),
+                strategy=Strategy.TERMINATE if held.flags & OnrampFlag.TERMINATE else Strategy.BPF,
             )
         )
     return sorted(views, key=lambda view: view.name)
