@@ -40,6 +40,7 @@ fuzz: setup ## damaged packets for the parsers; make fuzz SECONDS=600 (root)
 bench: setup ## measure against peers in one run; writes docs/performance*.md (root, minutes)
 	@$(PY) -m bench --write docs/performance.md
 	@$(PY) -m bench.relays --write docs/performance-proxy.md
+	@$(PY) -m bench.terminated --write docs/performance-terminate.md
 
 .PHONY: strategies
 strategies: setup ## softunicast escape, written into docs/strategies.md (root, some minutes)
