@@ -5,7 +5,7 @@
     there     in0       no ARP; the default route
               lo        the gateways' addresses, which ICMP errors come from
               rule      what comes in by in0 is local, whatever its destination (AnyIP)
-              TPROXY    TCP to any port goes to the sockets that listen at PORT, IP_TRANSPARENT
+              TPROXY    a first SYN, to any port, goes to the sockets that listen at PORT, IP_TRANSPARENT
               NFQUEUE   a first SYN waits in queue 0, if handshakes are held; with nobody to read it, it is dropped
               marks     what becomes of a held SYN whose destination cannot be had: RST or an ICMP error
 
@@ -134,7 +134,7 @@ table inet softunicast {{
   chain take {{
     type filter hook prerouting priority mangle
     iifname != "{INSIDE}" accept
-    meta l4proto != tcp accept
+    tcp flags & (fin | syn | rst | ack) != syn accept
 {rejected}
     meta nfproto ipv4 meta l4proto tcp tproxy ip to 127.0.0.1:{port} accept
     meta nfproto ipv6 meta l4proto tcp tproxy ip6 to [::1]:{port} accept
