@@ -10,6 +10,7 @@ clients that know of no proxy: a namespace behind the node, whose TCP comes to t
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -116,6 +117,8 @@ class Place:
             yield name
         finally:
             netns.delete(name)
+            for undo in (["nft", "delete table ip tp"], ["ip", "rule", "del", "lookup", "77"]):
+                subprocess.run(within(self.ns, undo), check=False, timeout=20)
 
 
 def within(ns: str | None, command: list[str]) -> list[str]:
@@ -141,6 +144,13 @@ def sliced(folder: Path, more: str = "", timers: Mapping[str, int] | None = None
             yield Place(node.name, node.world, WORLD, frozenset({ADDRESS}), proxy, node)
 
 
+@contextmanager
+def on(ns: str, user: str, origin_ns: str, origin: str, own: frozenset[str], folder: Path) -> Iterator[Place]:
+    """On a node that is there. `user`: where its users leave, as the policy says it."""
+    with Proxy(POLICY.replace("USER", user).replace("MORE", ""), folder, ns, port=1080) as proxy:
+        yield Place(ns, origin_ns, origin, own, proxy)
+
+
 PLACES = {"loopback": loopback, "slice": sliced}
 PROGRAM = {name: str(Path(__file__).with_name(f"{name}.py")) for name in ("h3_end",)}
 CHROMIUM = ("chromium-headless-shell", "--no-sandbox", "--disable-gpu", "--disable-background-networking")
@@ -152,6 +162,11 @@ def chromium(place: Place, by: str, url: str, profile: Path) -> str:
     # Its own sandbox wants namespaces that root of a container may not make; certificates are a test's.
     done = place.run(*CHROMIUM, *options, "--ignore-certificate-errors", "--dump-dom", url)
     return done.stdout
+
+
+def seen_in(page: str) -> dict[str, str]:
+    """Who asked for Origin's page, its script and its style, by what a browser shows."""
+    return dict(re.findall(r"(page|script|style) for ([0-9.]+ \d+);", page))
 
 
 def http3(place: Place, folder: Path, port: int) -> None:
