@@ -29,9 +29,10 @@ from softunicast.wire.pcap import read_pcap
 from tests.support import ssh_server
 from tests.support.fleet_lab import FleetLab, fleet_lab
 from tests.support.internet import FAR, INET, IPERF_PORTS, QUIC, QUIC_PORT, SMALL_MTU, Internet, internet
-from tests.support.proxy_node import origin
-from tests.support.proxy_place import chromium, http3, on, seen_in
-from tests.support.proxy_place import iperf3 as iperf3_through
+from tests.support.proxy_node import BIG, origin
+from tests.support.proxy_place import on
+from tests.support.proxy_users import chromium, http3, seen_in, ssh_and_git, wget
+from tests.support.proxy_users import iperf3 as iperf3_through
 from tests.support.quic_end import certificate
 from tests.support.websocket_end import idle, seen_by, talk, websocket
 
@@ -289,8 +290,8 @@ def test_real_clients(net: Internet, kind: Kind) -> None:
 
 
 def test_clients_of_a_proxy(net: Internet, tmp_path: Path) -> None:
-    """`softunicast proxy` on lhr1, all of whose answers come by r2: curl over TLS, Chromium, WebSockets, HTTP/3 through
-    UDP ASSOCIATE, and iperf3 both ways by a client that knows of no proxy."""
+    """`softunicast proxy` on lhr1, all of whose answers come by r2: curl and wget over TLS, Chromium, WebSockets, ssh and
+    git by a ProxyCommand, HTTP/3 by UDP ASSOCIATE, and iperf3 both ways from a client that knows of no proxy."""
     here, there = (net.lab.node(name).netns.name for name in ("lhr1", "inet"))
     own = frozenset(address for address in ADDRESSES["gb"] if ":" not in address)
     files = certificate(tmp_path, INET[0])
@@ -299,6 +300,7 @@ def test_clients_of_a_proxy(net: Internet, tmp_path: Path) -> None:
             for scheme in ("http", "socks5h"):
                 by = ("-x", place.url(scheme), "--cacert", str(files[0]))
                 place.ours(place.run("curl", "-sSf", *by, f"https://{INET[0]}:{port}/who").stdout)
+            assert wget(place, f"https://{INET[0]}:{port}/big", files[0], tmp_path / "big") == BIG
             for scheme in ("http", "socks5"):
                 page = f"https://{INET[0]}:{port}/page"
                 found = seen_in(chromium(place, place.url(scheme), page, tmp_path / scheme))
@@ -309,6 +311,7 @@ def test_clients_of_a_proxy(net: Internet, tmp_path: Path) -> None:
                 place.ours(seen_by(server))
                 idle([client], 0.2)
                 talk(client, server, "hello")
+        ssh_and_git(place, net.folder, 22, tmp_path)
         http3(place, tmp_path, 4433)
         with place.lan() as lan:
             for number, options in enumerate(((), ("-R",))):

@@ -11,7 +11,8 @@ import pytest
 
 from softunicast.kernel import netns
 from tests.support.proxy_node import BIG, Proxy, curl, origin
-from tests.support.proxy_place import Place, iperf3, sliced
+from tests.support.proxy_place import Place, sliced
+from tests.support.proxy_users import iperf3
 from tests.support.sock_node import ADDRESS, WORLD, WORLD2, SockNode
 
 POLICY = """

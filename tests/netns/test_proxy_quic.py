@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.proxy_node import free_port
-from tests.support.proxy_place import PLACES, http3
+from tests.support.proxy_place import PLACES
+from tests.support.proxy_users import http3
 
 
 @pytest.mark.parametrize("kind", PLACES)

@@ -9,10 +9,8 @@ clients that know of no proxy: a namespace behind the node, whose TCP comes to t
 
 from __future__ import annotations
 
-import json
-import re
+import os
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,10 +66,12 @@ class Place:
 
         return wait_until(lines, PATIENCE_S, f"{count} lines about port {port} in the access log")
 
-    def run(self, *command: str, ns: str | None = None, timeout_s: float = 90) -> subprocess.CompletedProcess[str]:
-        """A client, here or in another namespace; that it came to its end well is asserted."""
-        whole = within(ns or self.ns, list(command))
-        done = subprocess.run(whole, capture_output=True, text=True, timeout=timeout_s, check=False)
+    def run(
+        self, *command: str, ns: str | None = None, environment: Mapping[str, str] | None = None, timeout_s: float = 90
+    ) -> subprocess.CompletedProcess[str]:
+        """A client, here or in another namespace, which must end well. `environment`: more of it."""
+        whole, env = within(ns or self.ns, list(command)), {**os.environ, **(environment or {})}
+        done = subprocess.run(whole, capture_output=True, text=True, timeout=timeout_s, check=False, env=env)
         assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
         return done
 
@@ -152,36 +152,3 @@ def on(ns: str, user: str, origin_ns: str, origin: str, own: frozenset[str], fol
 
 
 PLACES = {"loopback": loopback, "slice": sliced}
-PROGRAM = {name: str(Path(__file__).with_name(f"{name}.py")) for name in ("h3_end",)}
-CHROMIUM = ("chromium-headless-shell", "--no-sandbox", "--disable-gpu", "--disable-background-networking")
-
-
-def chromium(place: Place, by: str, url: str, profile: Path) -> str:
-    """What Chromium makes of a page, as HTML, by a proxy. It asks even the loopback's pages of the proxy."""
-    options = (f"--user-data-dir={profile}", f"--proxy-server={by}", "--proxy-bypass-list=<-loopback>")
-    # Its own sandbox wants namespaces that root of a container may not make; certificates are a test's.
-    done = place.run(*CHROMIUM, *options, "--ignore-certificate-errors", "--dump-dom", url)
-    return done.stdout
-
-
-def seen_in(page: str) -> dict[str, str]:
-    """Who asked for Origin's page, its script and its style, by what a browser shows."""
-    return dict(re.findall(r"(page|script|style) for ([0-9.]+ \d+);", page))
-
-
-def http3(place: Place, folder: Path, port: int) -> None:
-    """aioquic through UDP ASSOCIATE: two downloads and an upload at once, over one QUIC connection."""
-    with place.server(sys.executable, PROGRAM["h3_end"], "serve", place.origin, str(port), str(folder), ready=b"ready"):
-        proxy = ("127.0.0.1", str(place.proxy.port))
-        done = place.run(sys.executable, PROGRAM["h3_end"], "get", *proxy, place.origin, str(port), "300000")
-        answer = json.loads(done.stdout)
-    assert (answer["status"], answer["right"]) == ("200", True), answer
-    place.ours(answer["seen"])
-
-
-def iperf3(place: Place, lan: str, *options: str, port: int = 5201) -> dict[str, Any]:
-    """iperf3 from a client that knows of no proxy; its report."""
-    server = ("iperf3", "--server", "--one-off", "--forceflush", "--bind", place.origin, "--port", str(port))
-    with place.server(*server, ready=b"Server listening"):
-        done = place.run("iperf3", "--json", "-c", place.origin, "-p", str(port), *options, ns=lan)
-    return dict(json.loads(done.stdout)["end"])

@@ -7,9 +7,8 @@
            <---------------------------------- {"status": ...}, and at the end the exit status
 
 It accepts as many clients as its descriptors allow: two each, four an association, and a share that is kept back for
-pipes with bytes in them, attempts at several addresses, and names. Then it stops accepting for a moment: those who wait
-in the listener's queue are served when others have gone, rather than refused, and no connection that stands breaks
-for want of a pipe.
+the pipes of readers that stall, attempts at several addresses, and names. Then it stops accepting for a moment: those
+who wait in the listener's queue are served when others have gone, rather than refused.
 """
 
 from __future__ import annotations

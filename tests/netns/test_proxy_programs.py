@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The web through the proxy: curl over TLS and Chromium, on the host's loopback and out of a slice."""
+"""Real clients of the proxy on the host's loopback and out of a slice: curl over TLS, wget, Chromium, ssh and git."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.proxy_node import BIG, curl, origin
-from tests.support.proxy_place import PLACES, Place, chromium, seen_in
+from tests.support.proxy_node import BIG, curl, free_port, origin
+from tests.support.proxy_place import PLACES, Place
+from tests.support.proxy_users import chromium, seen_in, ssh_and_git, ssh_origin, wget
 from tests.support.quic_end import certificate
 
 
@@ -48,3 +49,19 @@ def test_chromium(place: Place, tmp_path: Path, by: str, scheme: str, protocols:
             assert what in seen, f"no {what}"
             place.ours(seen[what])
     assert {entry["protocol"] for entry in place.passed(port, 1)} == protocols
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_wget(place: Place, tmp_path: Path, scheme: str) -> None:
+    files = certificate(tmp_path, place.origin) if scheme == "https" else None
+    with origin(place.origin, 0, place.origin_ns, files) as port:
+        url = f"{scheme}://{place.origin}:{port}/big"
+        assert wget(place, url, files and files[0], tmp_path / "big") == BIG
+    assert place.passed(port, 1)[0]["protocol"] == {"http": "http", "https": "connect"}[scheme]
+
+
+def test_ssh_and_git_through_a_proxy_command(place: Place, tmp_path: Path) -> None:
+    port = free_port()
+    with ssh_origin(place, tmp_path / "keys", port):
+        ssh_and_git(place, tmp_path / "keys", port, tmp_path)
+    assert {entry["protocol"] for entry in place.passed(port, 4)} == {"connect"}
