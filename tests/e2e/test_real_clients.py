@@ -290,8 +290,8 @@ def test_real_clients(net: Internet, kind: Kind) -> None:
 
 
 def test_clients_of_a_proxy(net: Internet, tmp_path: Path) -> None:
-    """`softunicast proxy` on lhr1, all of whose answers come by r2: curl and wget over TLS, Chromium, WebSockets, ssh and
-    git by a ProxyCommand, HTTP/3 by UDP ASSOCIATE, and iperf3 both ways from a client that knows of no proxy."""
+    """`softunicast proxy` on lhr1, all of whose answers come by r2: curl and wget over TLS, Chromium, WebSockets, ssh
+    and git by a ProxyCommand, HTTP/3 by UDP ASSOCIATE, and iperf3 both ways from a client that knows of no proxy."""
     here, there = (net.lab.node(name).netns.name for name in ("lhr1", "inet"))
     own = frozenset(address for address in ADDRESSES["gb"] if ":" not in address)
     files = certificate(tmp_path, INET[0])

@@ -50,18 +50,17 @@ def test_on_the_loopback(tmp_path: Path) -> None:
 
 def swept(node: SockNode, flows: list[str]) -> None:
     """Claims of connections that stand outlive their timers and sweeps; that of one that ended does not."""
-
-    def lingering() -> int:
-        node.sweep()
-        return sum(one.state == State.LINGER for one in node.claims())
-
     with node.server(9) as server:
         other = node.tagged()
         other.connect(server.getsockname())
         other.close()
-    wait_until(lambda: not lingering(), PATIENCE_S, "claims that linger to be swept")
-    held = [(f"{one.local[0]}:{one.local[1]}", one.kind) for one in node.alive()]
-    assert held == [(flow, Kind.SOCKET) for flow in flows]
+
+    def held() -> list[tuple[str, Kind, bool]]:
+        node.sweep()
+        return [(f"{one.local[0]}:{one.local[1]}", one.kind, one.state == State.LINGER) for one in node.claims()]
+
+    those = [(flow, Kind.SOCKET, False) for flow in flows]
+    wait_until(lambda: held() == those, PATIENCE_S, "claims of those that stand, and no others")
 
 
 def test_out_of_a_slice(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def websocket(place: Place, by: str) -> Iterator[tuple[ClientConnection, ServerC
 
     with netns.enter(place.origin_ns):
         listener = socket.create_server((place.origin, 0))
-    with serve(keep, sock=listener, ping_interval=None) as server:
+    with serve(keep, sock=listener, ping_interval=None, open_timeout=PATIENCE_S) as server:
         thread = Thread(target=server.serve_forever, daemon=True)
         thread.start()
         where = f"ws://{place.origin}:{listener.getsockname()[1]}/"
