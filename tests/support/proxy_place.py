@@ -116,9 +116,10 @@ class Place:
             ip("route", "add", "local", "default", "dev", "lo", "table", "77", ns=self.ns)
             yield name
         finally:
-            netns.delete(name)
-            for undo in (["nft", "delete table ip tp"], ["ip", "rule", "del", "lookup", "77"]):
+            undoes = ("ip link del tp0", "ip rule del lookup 77", "nft delete table ip tp")
+            for undo in (line.split() for line in undoes):
                 subprocess.run(within(self.ns, undo), check=False, timeout=20)
+            netns.delete(name)
 
 
 def within(ns: str | None, command: list[str]) -> list[str]:
