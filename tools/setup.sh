@@ -17,6 +17,7 @@ packages=(
   nginx-light haproxy nodejs golang-go podman                             # programs that know nothing of slices, and containers of them
   bird2 frr exabgp mptcpize util-linux
   haproxy dante-server                                                    # what the proxy is measured beside
+  chromium-headless-shell                                                 # a browser through the proxy: Chromium's smallest package (64 MB, 280 MB installed)
 )
 
 say() { printf 'setup: %s\n' "$*"; }

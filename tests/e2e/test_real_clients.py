@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +29,12 @@ from softunicast.wire.pcap import read_pcap
 from tests.support import ssh_server
 from tests.support.fleet_lab import FleetLab, fleet_lab
 from tests.support.internet import FAR, INET, IPERF_PORTS, QUIC, QUIC_PORT, SMALL_MTU, Internet, internet
+from tests.support.proxy_node import BIG, origin
+from tests.support.proxy_place import on
+from tests.support.proxy_users import chromium, http3, seen_in, ssh_and_git, wget
+from tests.support.proxy_users import iperf3 as iperf3_through
+from tests.support.quic_end import certificate
+from tests.support.websocket_end import idle, seen_by, talk, websocket
 
 POOLS = {"lhr1": "gb", "c1": "gb", "t1": "gb", "cdg1": "fr", "c3": "fr", "t4": "fr"}
 ADDRESSES = {
@@ -280,6 +287,43 @@ def test_real_clients(net: Internet, kind: Kind) -> None:
     report = capture.report()
     assert report.ok, report.problems()
     assert_ways(capture, kind, {owned.node for owned, count in report.by_slice.items() if count})
+
+
+def test_clients_of_a_proxy(net: Internet, tmp_path: Path) -> None:
+    """`softunicast proxy` on lhr1, all of whose answers come by r2: curl and wget over TLS, Chromium, WebSockets, ssh
+    and git by a ProxyCommand, HTTP/3 by UDP ASSOCIATE, and iperf3 both ways from a client that knows of no proxy."""
+    here, there = (net.lab.node(name).netns.name for name in ("lhr1", "inet"))
+    own = frozenset(address for address in ADDRESSES["gb"] if ":" not in address)
+    files = certificate(tmp_path, INET[0])
+    with net.lab.capture() as capture, on(here, "{pool: gb}", there, INET[0], own, tmp_path) as place:
+        with origin(INET[0], 0, there, files) as port:
+            for scheme in ("http", "socks5h"):
+                by = ("-x", place.url(scheme), "--cacert", str(files[0]))
+                place.ours(place.run("curl", "-sSf", *by, f"https://{INET[0]}:{port}/who").stdout)
+            assert wget(place, f"https://{INET[0]}:{port}/big", files[0], tmp_path / "big") == BIG
+            for scheme in ("http", "socks5"):
+                page = f"https://{INET[0]}:{port}/page"
+                found = seen_in(chromium(place, place.url(scheme), page, tmp_path / scheme))
+                for what in ("page", "script", "style"):
+                    place.ours(found[what])
+        for scheme in ("http", "socks5h"):
+            with websocket(place, place.url(scheme)) as (client, server):
+                place.ours(seen_by(server))
+                idle([client], 0.2)
+                talk(client, server, "hello")
+        ssh_and_git(place, net.folder, 22, tmp_path)
+        http3(place, tmp_path, 4433)
+        with place.lan() as lan:
+            for number, options in enumerate(((), ("-R",))):
+                end = iperf3_through(place, lan, "-P", "4", "-t", "1", "-b", "5M", *options, port=5210 + number)
+                assert all(each["receiver"]["bytes"] > 250_000 for each in end["streams"]), end
+    report = capture.report()
+    assert report.ok, report.problems()
+    assert {owned.node for owned, count in report.by_slice.items() if count} == {"lhr1"}
+    assert arrived(capture, "r1") == Counter()
+    at_r2 = arrived(capture, "r2")
+    for protocol in ("tcp", "udp"):
+        assert sum(at_r2[address, protocol] for address in own), f"no {protocol} came by r2: {at_r2}"
 
 
 def drops(lab: Lab) -> Counter[tuple[str, str]]:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -17,8 +16,7 @@ import pytest
 
 from softunicast.agent import state
 from softunicast.kernel import nodes
-from tests.support import ssh_server
-from tests.support.proxy_node import BIG, Proxy, curl, free_port, origin
+from tests.support.proxy_node import BIG, Proxy, curl, origin
 from tests.support.sock_node import ADDRESS, WORLD, WORLD6, SockNode
 from tests.support.wait import wait_until
 
@@ -92,41 +90,6 @@ def test_a_plain_request_is_forwarded_without_what_is_the_proxys(proxy: Proxy, w
     assert "Seen-Connection: close" in done.stdout
     assert "Proxy-Authorization" not in done.stdout
     assert done.stdout.endswith("hello")
-
-
-def test_wget(proxy: Proxy, web: int, tmp_path: Path) -> None:
-    environment = {**os.environ, "http_proxy": f"http://127.0.0.1:{proxy.port}", "no_proxy": ""}
-    command = ["wget", "-q", "-O", str(tmp_path / "big"), f"http://127.0.0.1:{web}/big"]
-    subprocess.run(command, env=environment, check=True, timeout=60)
-    assert (tmp_path / "big").read_bytes() == BIG
-
-
-def test_git_over_ssh_through_a_proxy_command(proxy: Proxy, tmp_path: Path) -> None:
-    keys, port = tmp_path / "keys", free_port()
-    keys.mkdir()
-    ssh_server.make_keys(keys)
-    git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "init.defaultBranch=main"]
-    subprocess.run([*git, "init", "-q", str(tmp_path / "there")], check=True)
-    subprocess.run([*git, "-C", str(tmp_path / "there"), "commit", "-q", "--allow-empty", "-m", "one"], check=True)
-    with subprocess.Popen(ssh_server.server_command(keys, port), stderr=subprocess.DEVNULL) as server:
-        try:
-            wait_until(lambda: listens(port), 20, "dropbear")
-            through = f"socat - PROXY:127.0.0.1:%h:%p,proxyport={proxy.port}"
-            login = ssh_server.client_command(keys, "127.0.0.1", "true", port=port)[:-2]
-            ssh = " ".join([*login, "-o", f"'ProxyCommand={through}'"])
-            command = [*git, "clone", "-q", f"root@127.0.0.1:{tmp_path}/there", str(tmp_path / "here")]
-            environment = {**os.environ, "GIT_SSH_COMMAND": ssh}
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
-            assert done.returncode == 0, done.stderr
-        finally:
-            server.terminate()
-    assert "one" in subprocess.run([*git, "-C", str(tmp_path / "here"), "log"], capture_output=True, text=True).stdout
-    assert any(entry["remote"] == f"127.0.0.1:{port}" for entry in proxy.entries(1))
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as one:
-        return one.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_what_a_client_sends_ahead_arrives(proxy: Proxy) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,13 +11,14 @@ import pytest
 
 from softunicast.kernel import netns
 from tests.support.proxy_node import BIG, Proxy, curl, origin
-from tests.support.sock_node import ADDRESS, WORLD, WORLD2, SockNode, ip, sysctl
+from tests.support.proxy_place import Place, sliced
+from tests.support.proxy_users import iperf3
+from tests.support.sock_node import ADDRESS, WORLD, WORLD2, SockNode
 
 POLICY = """
 listeners:
   main: {listen: "127.0.0.1:PORT", anonymous: me}
   behind: {listen: "127.0.0.1:1081", anonymous: me, proxy_header: true}
-  tproxy: {listen: "127.0.0.1:1082", anonymous: me, transparent: true, clients: [10.77.0.0/24]}
 users:
   me: {pool: ten}
   v1: {pool: ten, password: x, send_proxy_header: 1}
@@ -104,43 +104,28 @@ def test_without_its_header_nobody_passes(node: SockNode, proxy: Proxy) -> None:
     assert proxy.entries(1)[0]["failed"] == "bad_request"
 
 
-# A client behind the node: lan 10.77.0.2 ---- 10.77.0.1 node
+# A client behind the node
 
 
 @pytest.fixture
-def lan(node: SockNode) -> Iterator[str]:
-    name = f"{node.name}l"
-    netns.create(name)
-    try:
-        device = f"l{node.name[-8:]}"
-        ip("link", "add", device, "netns", node.name, "type", "veth", "peer", "name", "eth0", "netns", name)
-        ip("address", "add", "10.77.0.1/24", "dev", device, ns=node.name)
-        ip("link", "set", device, "up", ns=node.name)
-        ip("address", "add", "10.77.0.2/24", "dev", "eth0", ns=name)
-        ip("link", "set", "eth0", "up", ns=name)
-        ip("link", "set", "lo", "up", ns=name)
-        ip("route", "add", "default", "via", "10.77.0.1", ns=name)
-        for place in ("all", device):
-            sysctl(node.name, f"net.ipv4.conf.{place}.rp_filter", "0")
-        rules = (
-            "add table ip tp; add chain ip tp in { type filter hook prerouting priority mangle; }; "
-            f"add rule ip tp in iifname {device} meta l4proto tcp tproxy to 127.0.0.1:1082 meta mark set 1 accept"
-        )
-        subprocess.run(["nsenter", f"--net=/run/netns/{node.name}", "nft", rules], check=True, timeout=20)
-        ip("rule", "add", "fwmark", "0x1", "lookup", "77", ns=node.name)
-        ip("route", "add", "local", "default", "dev", "lo", "table", "77", ns=node.name)
+def place(tmp_path: Path) -> Iterator[Place]:
+    with sliced(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def lan(place: Place) -> Iterator[str]:
+    with place.lan() as name:
         yield name
-    finally:
-        netns.delete(name)
 
 
-def test_clients_that_know_of_no_proxy(node: SockNode, proxy: Proxy, lan: str, tmp_path: Path) -> None:
-    with origin(WORLD, 80, node.world):
+def test_clients_that_know_of_no_proxy(place: Place, lan: str, tmp_path: Path) -> None:
+    with origin(WORLD, 80, place.origin_ns):
         done = curl(f"http://{WORLD}/who", ns=lan)
         assert done.stdout.split()[0] == ADDRESS, done.stderr
         assert curl(f"http://{WORLD}/big", "-o", str(tmp_path / "big"), ns=lan).returncode == 0
         assert (tmp_path / "big").read_bytes() == BIG
-    entry = proxy.entries(2)[0]
+    entry = place.proxy.entries(2)[0]
     assert (entry["protocol"], entry["target"], entry["client"].split(":")[0]) == (
         "transparent",
         f"{WORLD}:80",
@@ -148,7 +133,27 @@ def test_clients_that_know_of_no_proxy(node: SockNode, proxy: Proxy, lan: str, t
     )
 
 
-def test_a_refusal_is_a_reset_to_them(node: SockNode, proxy: Proxy, lan: str) -> None:
+def test_a_refusal_is_a_reset_to_them(place: Place, lan: str) -> None:
     done = curl(f"http://{WORLD}:81/", ns=lan)
     assert (done.returncode, "eset" in done.stderr) == (56, True), done.stderr
-    assert proxy.entries(1)[0]["failed"] == "refused"
+    assert place.proxy.entries(1)[0]["failed"] == "refused"
+
+
+STREAMS = 4
+
+
+def test_iperf3(place: Place, lan: str) -> None:
+    """Several streams each way; what came is counted by who received it, and is in iperf3's report."""
+    received = []
+    for options in ((), ("-R",)):
+        end = iperf3(place, lan, "-P", str(STREAMS), "-t", "1", *options)
+        assert len(end["streams"]) == STREAMS
+        for each in end["streams"]:
+            assert each["receiver"]["bytes"] > 250_000, each
+        received.append(end["sum_received"]["bytes"])
+    entries = place.passed(5201, 2 * (STREAMS + 1))
+    for entry in entries:
+        place.ours(entry["local"])
+        assert entry["protocol"] == "transparent"
+    assert sum(entry["bytes_up"] for entry in entries) >= received[0]
+    assert sum(entry["bytes_down"] for entry in entries) >= received[1]

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,9 @@ from tests.support.wait import wait_until
 
 BIG = bytes(range(256)) * 4096
 PATIENCE_S = 60
+PAGE = """<!doctype html><title>origin</title><link rel=stylesheet href=page.css>
+<body>page for WHO;<script src=page.js></script>
+<script>document.body.append(getComputedStyle(document.body, "::after").content)</script>"""
 
 
 class Proxy:
@@ -66,12 +70,14 @@ class Proxy:
         self.wait_for("serving", before + 1)
 
     def entries(self, count: int) -> list[dict[str, Any]]:
-        """Lines of the access log, once there are so many."""
+        """Lines of the access log, once there are so many; 0: those that are there."""
 
         def read() -> list[dict[str, Any]]:
             lines = self.access.read_text().splitlines() if self.access.exists() else []
             return [json.loads(line) for line in lines] if len(lines) >= count else []
 
+        if not count:
+            return read()
         return wait_until(read, PATIENCE_S, f"{count} lines in the access log")
 
     def status(self) -> dict[str, Any]:
@@ -107,7 +113,8 @@ def free_port() -> int:
 
 
 class Origin(BaseHTTPRequestHandler):
-    """GET /who: the client's address as text. /big: BIG. /reset: a RST in mid-answer. POST: the body again."""
+    """GET /who: the client's address as text. /big: BIG. /page: a page, and a script and a style of its own that say
+    who asked for them. /reset: a RST in mid-answer. POST: the body again."""
 
     protocol_version = "HTTP/1.1"
 
@@ -124,13 +131,21 @@ class Origin(BaseHTTPRequestHandler):
             self.close_connection = True
             os.dup2(os.open(os.devnull, os.O_RDWR), self.connection.fileno())  # the last descriptor: RST
             return
-        self._answer(BIG if self.path == "/big" else "{} {}".format(*self.client_address[:2]).encode())
+        who = "{} {}".format(*self.client_address[:2])
+        said = {
+            "/big": (BIG, "application/octet-stream"),
+            "/page": (PAGE.replace("WHO", who).encode(), "text/html"),
+            "/page.js": (f"document.body.append('script for {who};')".encode(), "text/javascript"),
+            "/page.css": (f"body::after {{ content: 'style for {who};' }}".encode(), "text/css"),
+        }
+        self._answer(*said.get(self.path, (who.encode(), "text/plain")))
 
     def do_POST(self) -> None:
         self._answer(self.rfile.read(int(self.headers["Content-Length"])))
 
-    def _answer(self, body: bytes) -> None:
+    def _answer(self, body: bytes, kind: str = "application/octet-stream") -> None:
         self.send_response(200)
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         for name in ("Via", "X-Kept", "Proxy-Authorization", "Connection"):
             if self.headers[name]:
@@ -154,11 +169,18 @@ class _Server6(_Server):
 
 
 @contextmanager
-def origin(address: str = "127.0.0.1", port: int = 0, ns: str | None = None) -> Iterator[int]:
-    """An HTTP server; its port."""
+def origin(
+    address: str = "127.0.0.1", port: int = 0, ns: str | None = None, tls: tuple[Path, Path] | None = None
+) -> Iterator[int]:
+    """An HTTP server; its port. `tls`: HTTPS, with that certificate and key."""
     with netns.enter(ns):
         kind = _Server6 if ":" in address else _Server
         server = kind((address, port), Origin)
+    if tls is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*tls)
+        # The handshake is the handler's own business: a slow client must not keep others waiting.
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:

@@ -21,7 +21,7 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
@@ -89,7 +89,10 @@ class SockNode:
         wildcard: int = 0,
         linger_s: int = 60,
         pinned: bool = False,
+        flows: int = 1 << 11,
+        timers: Mapping[str, int] | None = None,
     ) -> None:
+        """`timers`: settings of abi.Settings, by name, that are to be others than usual."""
         self.undo = contextlib.ExitStack()
         number = next(NUMBERS)
         self.name, self.world = f"t-sock-{os.getpid()}-{number}", f"t-sock-{os.getpid()}-{number}w"
@@ -97,7 +100,7 @@ class SockNode:
         self.links: dict[str, Link] = {}
         try:
             self._namespaces(f"v{os.getpid() % 100000}x{number}")
-            self._load(wildcard, linger_s, pinned)
+            self._load(wildcard, {"sock_linger_s": linger_s, **(timers or {})}, pinned, flows)
             self.cgroup = cgroup.CgroupDir.below_root(self.name)
             self.cgroup.create()
             self.undo.callback(self._remove_cgroup)
@@ -159,21 +162,21 @@ class SockNode:
         ip("route", "add", "198.51.100.0/24", "via", "10.9.0.2", ns=self.world)
         ip("-6", "route", "add", "2001:db8:51::/48", "via", "fd09::2", ns=self.world)
 
-    def _load(self, wildcard: int, linger_s: int, pinned: bool) -> None:
+    def _load(self, wildcard: int, timers: Mapping[str, int], pinned: bool, flows: int) -> None:
         with netns.enter(self.name):
             cookie = netns.cookie()
-        self.settings = abi.Settings(
+        usual = abi.Settings(
             site=1,
             netns_cookie=cookie,
             full_ns=1_000_000,
             node=1,
             mark=0x100,
             mask=0x100,
-            slots=1 << 12,
+            slots=2 * flows,
             tcp_transitory_s=240,
             tcp_established_s=7440,
             tcp_linger_s=120,
-            sock_linger_s=linger_s,
+            sock_linger_s=60,
             sock_reuse_s=1,
             udp_s=300,
             icmp_s=60,
@@ -182,7 +185,8 @@ class SockNode:
             underlay4=addr_bytes(IPv4Address("10.9.0.2")),
             underlay6=addr_bytes(IPv4Address("10.9.0.2")),
         )
-        sizes = {"flows": 1 << 11, "origin": 1 << 11, "slots": 1 << 12}
+        self.settings = replace(usual, **timers)
+        sizes = {"flows": flows, "origin": 1 << 11, "slots": 2 * flows}
         pins = nodes.pin_dir(self.name) if pinned else None
         if pins:
             self.undo.callback(shutil.rmtree, pins, ignore_errors=True)

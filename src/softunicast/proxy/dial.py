@@ -127,7 +127,8 @@ class Dial:
         if self._over:
             return
         if reason is not None:
-            self._failures.append((reason, f"{self._target.host}: {'no answer' if last else 'no address'}"))
+            what = "no answer" if reason is Reason.NAME_TIMEOUT else "no address"
+            self._failures.append((reason, f"{self._target.host}: {what}"))
         self._race.add(addresses, self._loop.now, complete=last)
         self._go_on()
 

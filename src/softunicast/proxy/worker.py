@@ -6,7 +6,9 @@
                                                {"do": "stop" | "status" | "reopen" | "refresh"}
            <---------------------------------- {"status": ...}, and at the end the exit status
 
-Out of descriptors, it stops accepting for a moment: those who wait are served when others have gone.
+It accepts as many clients as its descriptors allow: two each, four an association, and a share that is kept back for
+the pipes of readers that stall, attempts at several addresses, and names. Then it stops accepting for a moment: those
+who wait in the listener's queue are served when others have gone, rather than refused.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -34,6 +37,9 @@ from softunicast.proxy.udp import Association
 ACCEPTS: Final = 64
 REST_S: Final = 0.1
 NONE: Final[Mapping[str, socket.socket]] = MappingProxyType({})
+TOLD_S: Final = 60
+KEPT_BACK: Final = 1024
+"""Descriptors for what is not a client or its upstream; of few descriptors an eighth."""
 EMPTY: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -63,6 +69,9 @@ class Worker:
         self._takers = 0
         self._accepting = False
         self._stopping = False
+        self._told_full_s = -float(TOLD_S)
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._descriptors = descriptors - min(KEPT_BACK, descriptors // 8)
         service.loop.on_error = self._failed
         if control is not None:
             control.setblocking(False)
@@ -86,13 +95,16 @@ class Worker:
     def _acceptor(self, listener: Listener, sock: socket.socket, accounts: ListenerAccounts) -> Any:
         def accept(events: int) -> None:
             for _ in range(ACCEPTS):
+                if self._full():
+                    self._rest("its descriptors are in use; raise LimitNOFILE, or workers of the policy")
+                    return
                 try:
                     client, peer = sock.accept()
                 except BlockingIOError:
                     return
                 except OSError as error:
                     if error.errno in EMPTY:
-                        self._rest(error)
+                        self._rest(os.strerror(error.errno))
                         return
                     continue
                 client.setblocking(False)
@@ -110,13 +122,25 @@ class Worker:
 
         return accept
 
-    def _rest(self, error: OSError) -> None:
-        self._log.warning("no more connections for a moment", why=os.strerror(error.errno or 0))
+    def _full(self) -> bool:
+        """Do those who are here need all descriptors that clients may have?"""
+        wanted = 2 * (len(self._sessions) + len(self._passages)) + 4 * len(self._associations)
+        return wanted + 2 > self._descriptors
+
+    def _rest(self, why: str) -> None:
+        now = self.service.loop.now
+        if now - self._told_full_s >= TOLD_S:
+            self._told_full_s = now
+            self._log.warning("no more connections for a moment", why=why, relaying=len(self._passages))
         self._pause()
         self.service.loop.later(REST_S, self._rested)
 
     def _rested(self) -> None:
-        if self._giver is None and not self._stopping:
+        if self._giver is not None or self._stopping:
+            return
+        if self._full():
+            self.service.loop.later(REST_S, self._rested)
+        else:
             self.start()
 
     def _session_over(self, session: Session, result: Passage | Association | None) -> None:
