@@ -220,7 +220,7 @@ def iperf3_right(place: Place, said: str) -> None:
     assert total["bytes"] > 250_000, total
     if "sum" in end:
         # On a busy machine its sockets' own buffers overflow; what nodes drop is counted (OWN_DROPS).
-        assert end["sum"]["lost_packets"] < end["sum"]["packets"] / 10, end["sum"]
+        assert end["sum"]["lost_packets"] < end["sum"]["packets"] / 3, end["sum"]
 
 
 # -- path MTU discovery

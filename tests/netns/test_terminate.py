@@ -56,6 +56,8 @@ def shared(lasting: OnrampNode) -> Iterator[OnrampNode]:
     for name, one in lasting.listed().items():
         if one["from"] != "plan":
             assert lasting.onramp("remove", name).returncode == 0
+    for name in [one for one in devices(lasting) if one.endswith("0") and one.startswith(("box", "one", "two"))]:
+        lasting.node.ip("link", "delete", name)  # the kernel takes its time when its namespace goes
     while lasting.namespaces:
         netns.delete(lasting.namespaces.pop())
 
