@@ -8,19 +8,22 @@ captured at both routers: nothing left outside its slice, and lhr's answers came
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from softunicast.kernel import netns
 from softunicast.lab import topology as facts
 from softunicast.lab.capture import Capture
 from softunicast.lab.lab import Lab
@@ -34,6 +37,7 @@ from tests.support.proxy_place import on
 from tests.support.proxy_users import chromium, http3, seen_in, ssh_and_git, wget
 from tests.support.proxy_users import iperf3 as iperf3_through
 from tests.support.quic_end import certificate
+from tests.support.sock_node import ip, sysctl
 from tests.support.websocket_end import idle, seen_by, talk, websocket
 
 POOLS = {"lhr1": "gb", "c1": "gb", "t1": "gb", "cdg1": "fr", "c3": "fr", "t4": "fr"}
@@ -324,6 +328,76 @@ def test_clients_of_a_proxy(net: Internet, tmp_path: Path) -> None:
     at_r2 = arrived(capture, "r2")
     for protocol in ("tcp", "udp"):
         assert sum(at_r2[address, protocol] for address in own), f"no {protocol} came by r2: {at_r2}"
+
+
+ENDED = {"lhr1": Place("c1", 4), "cdg1": Place("c3", 4)}
+"""Nodes with one more on-ramp, whose TCP ends there, and the place whose pool and servers its client has."""
+INNER = {4: ("10.66.1.2", "10.66.1.1", 24, 32), 6: ("fd66::2", "fd66::1", 64, 128)}
+
+
+@pytest.fixture(scope="module")
+def ended(net: Internet) -> Iterator[dict[str, str]]:
+    """Clients of such on-ramps, at both sites with the same inner addresses: namespaces by node."""
+    with ExitStack() as undo:
+        made = {}
+        for node in ENDED:
+            here = net.lab.node(node)
+            name = made[node] = f"{here.netns.name}e"
+            netns.create(name)
+            undo.callback(netns.delete, name)
+            ip("link", "add", "ended0", "netns", here.netns.name, "type", "veth", "peer", "name", "eth0", "netns", name)
+            undo.callback(ip, "link", "delete", "ended0", ns=here.netns.name)
+            for address, gateway, length, whole in INNER.values():
+                ip("address", "add", f"{gateway}/{whole}", "dev", "ended0", *nodad(gateway), ns=here.netns.name)
+                ip("address", "add", f"{address}/{length}", "dev", "eth0", *nodad(address), ns=name)
+            sysctl(name, "net.ipv6.conf.eth0.accept_dad", "0")
+            for device, where in (("ended0", here.netns.name), ("lo", name), ("eth0", name)):
+                ip("link", "set", device, "up", ns=where)
+            for _, gateway, _, _ in INNER.values():
+                ip("route", "add", "default", "via", gateway, ns=name)
+            keys = ["--pool", ENDED[node].pool, "--strategy", "terminate"]
+            for option, version in (("--gateway", 4), ("--gateway6", 6)):
+                _, gateway, length, _ = INNER[version]
+                keys += [option, gateway, "--source", str(ip_interface(f"{gateway}/{length}").network)]
+            done = here.softunicast("onramp", "add", "ended", "--device", "ended0", *keys)
+            assert done.returncode == 0, done.stderr
+            undo.callback(here.softunicast, "onramp", "remove", "ended")
+        yield made
+
+
+def nodad(address: str) -> list[str]:
+    return ["nodad"] if ":" in address else []
+
+
+@pytest.mark.parametrize(
+    "kinds", [["curl", "ssh", "quic", "ping", "iperf3 TCP", "path MTU, ssh"], ["iperf3 TCP -R"]], ids=len
+)
+def test_clients_whose_tcp_ends_at_the_node(net: Internet, ended: dict[str, str], kinds: list[str]) -> None:
+    """Answers at the wrong site and at the right one, IPv4 and IPv6; UDP and ping are packets as ever."""
+    before = drops(net.lab)
+    with net.lab.capture() as capture, ExitStack() as undo:
+        children = {}
+        for name, (node, inside), version in itertools.product(kinds, ended.items(), (4, 6)):
+            # As if it were c1 or c3, of that version; iperf3's servers serve one at a time.
+            place = Place(ENDED[node].where if version == 4 else {"c1": "t1", "c3": "t4"}[ENDED[node].where], version)
+            command = ["nsenter", f"--net=/run/netns/{inside}", *KINDS[name].command(place, net)]
+            pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            children[name, place] = undo.enter_context(subprocess.Popen(command, **pipes))  # type: ignore[call-overload]
+        wrong = []
+        for (name, place), child in children.items():
+            out, err = child.communicate(timeout=PATIENCE_S)
+            try:
+                assert child.returncode == 0, f"exit status {child.returncode}"
+                KINDS[name].right(place, out)
+            except (AssertionError, ValueError, KeyError) as error:
+                wrong.append(f"{name} {place}: {error}\n{out[-1500:]}{err[-500:]}")
+    dropped = drops(net.lab) - before
+    assert not wrong, "\n".join([*wrong, str(dropped)])
+    assert {why for _, why in dropped} <= OWN_DROPS, dropped
+    report = capture.report()
+    assert report.ok, report.problems()
+    assert {owned.node for owned, count in report.by_slice.items() if count} == set(ended)
+    assert arrived(capture, "r1") == Counter()
 
 
 def drops(lab: Lab) -> Counter[tuple[str, str]]:
