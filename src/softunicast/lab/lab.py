@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 READY_S: Final = 10.0
 BGP_READY_S: Final = 30.0
+FEED_PER_S: Final = 5000
+"""Routes that a router takes in at the least, on a busy machine."""
 AGENT_READY_S: Final = 60.0  # four agents verify their programs at the same time
 PACKAGE_FOLDER: Final = Path(softunicast.__path__[0]).parent
 
@@ -155,6 +157,7 @@ class Lab:
             if self._agents_wanted:
                 self.start_agents()
             self.wait_routes()
+            self._wait_feed()
         except BaseException:
             self.down()
             raise
@@ -249,6 +252,15 @@ class Lab:
             )
 
         wait_until(settled, "BGP settles", patience_s=patience_s)
+
+    def _wait_feed(self) -> None:
+        """Until the routers' kernels have all of the feed."""
+        for router in facts.ROUTERS.values() if self._feed else ():
+            wait_until(
+                lambda router=router: self.feed_routes(router) >= self._feed,  # type: ignore[misc]
+                f"{router} has {self._feed:,} routes of the feed",
+                patience_s=BGP_READY_S + self._feed / FEED_PER_S,
+            )
 
     # -- servers
 
