@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 
 packages=(
   clang llvm libbpf1 libbpf-dev linux-libc-dev bpftool make gcc libc6-dev        # the data plane, and C helpers of tests
-  iproute2 nftables ethtool procps kmod                                   # what the agent and the lab set up
+  iproute2 nftables iptables ethtool procps kmod                          # what the agent and the lab set up
   python3-venv
   curl iputils-ping bind9-dnsutils dnsmasq-base iperf3 socat tcpdump conntrack # real clients and servers
   dropbear-bin openssh-client mtr-tiny traceroute git wget

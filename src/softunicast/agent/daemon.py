@@ -137,7 +137,8 @@ class Agent:
     def _epoch(self) -> int:
         return self._inputs.bindings.epoch if self._inputs else 0
 
-    def _reconcile(self, machine: Machine) -> int:
+    def _reconcile(self, machine: Machine, *, again: bool = False) -> int:
+        """How many operations it took. `again`: the second look, after one that made devices."""
         if self._inputs is None:
             self._read()
         assert self._inputs is not None
@@ -158,9 +159,9 @@ class Agent:
         if len(self._memory.refused) > refused:
             # Once more, without what the kernel refused.
             return self._changed + self._reconcile(machine)
-        if any(isinstance(one, MakeTerminus) for one in decision.operations):
+        if not again and any(isinstance(one, MakeTerminus) for one in decision.operations):
             # Once more, now that there are devices that lead there.
-            return self._changed + self._reconcile(machine)
+            return self._changed + self._reconcile(machine, again=True)
         self._wanted = decision.desired
         self._again(self._look_after_children)
         if self._keeper is not None:
