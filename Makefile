@@ -18,7 +18,7 @@ demo: setup ## four servers, two sites, one prefix, before your eyes (root, abou
 
 .PHONY: test
 test: setup check ## all tests (root)
-	@$(PY) -m pytest -q tests
+	@$(PY) tools/run_tests.py
 
 .PHONY: check
 check: setup ## lint, format, types, rules of dependency
