@@ -163,7 +163,10 @@ class Agent:
             # Once more, now that there are devices that lead there.
             return self._changed + self._reconcile(machine, again=True)
         self._wanted = decision.desired
-        self._again(self._look_after_children)
+        try:
+            self._look_after_children()
+        except (SoftunicastError, OSError) as error:
+            self.log.error("failed", error=str(error))
         if self._keeper is not None:
             self._keeper.end(decision.ended)
         return self._changed
