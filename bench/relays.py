@@ -83,14 +83,15 @@ OURS: Final = """
 listeners: {main: {listen: "PLACE", anonymous: me, clients: [10.67.0.0/16], transparent: MODE}}
 users: {me: {direct: true, allow: [10.67.0.0/16]}}
 """
-TPROXY: Final = (  # docs/proxy.md
+TPROXY: Final = (  # for SYNs only; all else is routed to this host, and found by the kernel's own lookups (ADR 0013)
     "nft add table ip proxy",
     "nft add chain ip proxy in '{ type filter hook prerouting priority mangle; }'",
     *(
-        f"nft add rule ip proxy in iifname c0 tcp dport {asked} tproxy to {INNER}:{taker} meta mark set 1 accept"
+        f"nft add rule ip proxy in iifname c0 tcp dport {asked} tcp flags & (fin | syn | rst | ack) == syn "
+        f"tproxy to {INNER}:{taker} accept"
         for asked, taker in TAKEN.values()
     ),
-    "ip rule add fwmark 1 lookup 77",
+    *(f"ip rule add iif c0 ipproto tcp dport {asked} lookup 77" for asked, _ in TAKEN.values()),
     "ip route add local default dev lo table 77",
 )
 
