@@ -9,7 +9,7 @@ help: ## this text
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 .PHONY: setup
-setup: ## install what is missing: Debian packages (as root), .venv, the BPF objects
+setup: ## install what is missing: Debian packages (as root), .venv, the BPF objects, the C module
 	@tools/setup.sh
 
 .PHONY: demo
@@ -51,7 +51,7 @@ lab: setup ## bring the lab up and leave it up; softunicast lab --help
 	@.venv/bin/softunicast lab up
 
 .PHONY: wheel
-wheel: setup ## build dist/*.whl, which carries the BPF objects
+wheel: setup ## build dist/*.whl, which carries what is compiled, the C module
 	@$(PY) -m build --wheel --no-isolation
 
 .PHONY: lock
@@ -62,4 +62,5 @@ lock: ## resolve requirements.lock anew (needs pip-tools)
 clean: ## remove what was built; the lab goes down
 	@if [ -x .venv/bin/softunicast ]; then .venv/bin/softunicast lab down || true; fi
 	@$(MAKE) --no-print-directory -C bpf clean
+	@$(MAKE) --no-print-directory -C native clean
 	@rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

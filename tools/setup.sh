@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Install what softunicast needs to be built, tested and shown: Debian packages (when root), a virtual
-# environment in .venv with the locked Python packages, and the BPF objects. Says what it does; does only
+# environment in .venv with the locked Python packages, the BPF objects and the proxy's extension module. Says what it does; does only
 # what is missing; may be run again at any time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,6 +10,7 @@ packages=(
   clang llvm libbpf1 libbpf-dev linux-libc-dev bpftool make gcc libc6-dev        # the data plane, and C helpers of tests
   iproute2 nftables iptables ethtool procps kmod                          # what the agent and the lab set up
   python3-venv
+  python3-dev                                                             # Python.h, for native/: the relay of the proxy
   curl iputils-ping bind9-dnsutils dnsmasq-base iperf3 socat tcpdump conntrack # real clients and servers
   dropbear-bin openssh-client mtr-tiny traceroute git wget
   coturn                                                                  # a STUN server and turnutils_natdiscovery: what NAT is this?
@@ -71,6 +72,8 @@ if [ ! -x .venv/bin/python ]; then
   say "virtual environment .venv ($("$python" -V))"
   "$python" -m venv .venv
 fi
+say "extension module of the proxy ($(${CC:-cc} -dumpfullversion -dumpversion 2>/dev/null | sed 's/^/cc /'))"
+make --no-print-directory -C native PYTHON="$PWD/.venv/bin/python"
 wanted=$(cat requirements.lock pyproject.toml hatch_build.py | sha256sum | cut -d' ' -f1)
 if [ "$(cat .venv/softunicast.sha256 2>/dev/null || true)" != "$wanted" ]; then
   say "Python packages of requirements.lock, softunicast itself in place"

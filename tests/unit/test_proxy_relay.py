@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from softunicast.proxy.loop import IN, Handler, Loop
-from softunicast.proxy.relay import Pipes, Relay
+from softunicast.proxy.relay import Pipe, Pipes, Relay
 from softunicast.proxy.session import Session
 
 
@@ -99,12 +99,15 @@ def test_sent_ahead_through_the_pipe(between: Between) -> None:
     assert between.relay.up.moved + len(data) == len(data) + 4
 
 
-def test_sent_ahead_without_a_pipe_is_said(between: Between, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none() -> None:
+class NoPipes(Pipes):
+    def take(self) -> Pipe:
         raise OSError
 
-    monkeypatch.setattr(between.pipes, "take", none)
-    assert not Session._send_first(between.relay, bytes(500000))
+
+def test_sent_ahead_without_a_pipe_is_said() -> None:
+    made = Between(pipes=NoPipes())
+    assert not Session._send_first(made.relay, bytes(500000))
+    made.close()
 
 
 def test_no_more_than_was_allowed() -> None:

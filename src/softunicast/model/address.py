@@ -10,6 +10,8 @@ everywhere: the kernel's maps use that form for IPv4, and one address must have 
 from __future__ import annotations
 
 import ipaddress
+from bisect import bisect_right
+from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final
 
@@ -82,6 +84,35 @@ def parse_addresses(text: str) -> tuple[IPAddress, ...]:
 def contains(network: IPNetwork, address: IPAddress) -> bool:
     """Membership that is False, not an error, across families."""
     return network.version == address.version and address in network
+
+
+class Networks:
+    """A set of networks. Whether an address is in one of them costs a binary search, however many there are."""
+
+    __slots__ = ("_ranges",)
+
+    def __init__(self, networks: Iterable[IPNetwork] = ()) -> None:
+        self._ranges: dict[int, tuple[list[int], list[int]]] = {4: ([], []), 6: ([], [])}
+        for one in sorted(networks, key=lambda one: (int(one.network_address), one.prefixlen)):
+            firsts, lasts = self._ranges[one.version]
+            if not lasts or int(one.broadcast_address) > lasts[-1]:  # networks are apart, or one within the other
+                firsts.append(int(one.network_address))
+                lasts.append(int(one.broadcast_address))
+
+    def __contains__(self, address: IPAddress) -> bool:
+        firsts, lasts = self._ranges[4 if isinstance(address, IPv4Address) else 6]
+        number = int(address)
+        at = bisect_right(firsts, number) - 1
+        return at >= 0 and number <= lasts[at]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Networks) and self._ranges == other._ranges
+
+    def __hash__(self) -> int:
+        return hash(tuple(tuple(map(tuple, self._ranges[version])) for version in (4, 6)))
+
+    def __bool__(self) -> bool:
+        return bool(self._ranges[4][0] or self._ranges[6][0])
 
 
 def overlaps(one: IPNetwork, other: IPNetwork) -> bool:

@@ -48,7 +48,7 @@ class TcpInfo:
         }
 
 
-def tcp_info(sock: socket.socket) -> TcpInfo | None:
+def tcp_info(sock: socket.SocketType) -> TcpInfo | None:
     """What TCP knows of a connection; None: not a TCP socket."""
     try:
         raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)

@@ -71,7 +71,7 @@ class _Question:
     waiting: list[Told] = field(default_factory=list)
     at: int = 0
     tries: int = 0
-    sock: socket.socket | None = None
+    sock: socket.SocketType | None = None
     timer: Timer | None = None
     buffer: bytes = b""
 
@@ -86,7 +86,7 @@ class Resolver:
         timeout_s: float = 5,
         entries: int = 10000,
         port: int = 53,
-        opened: Callable[[int, int], socket.socket] = socket.socket,
+        opened: Callable[[int, int], socket.SocketType] = socket.socket,
     ) -> None:
         """`opened(family, kind)` makes a socket: one that leaves by a pool, for example."""
         self._loop = loop

@@ -89,9 +89,9 @@ class Egress:
             Exit(one.name, abi.Sock(policy=replace(one.policy, client=number)).pack(), one.addresses) for one in pools
         )
 
-    def open(self, family: int, kind: int, exit_: Exit) -> socket.socket:
-        """A socket under that policy. OSError, KernelError."""
-        made = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    def open(self, family: int, kind: int, exit_: Exit) -> socket.SocketType:
+        """A non-blocking socket under that policy. OSError, KernelError."""
+        made = socket.SocketType(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             if exit_.record:
                 assert self.tagger is not None
@@ -101,10 +101,10 @@ class Egress:
             raise
         return made
 
-    def opener(self, user: User) -> Callable[[int, int], socket.socket]:
+    def opener(self, user: User) -> Callable[[int, int], socket.SocketType]:
         """Makes sockets of a user's first way out, for what the proxy itself asks (names)."""
 
-        def opened(family: int, kind: int) -> socket.socket:
+        def opened(family: int, kind: int) -> socket.SocketType:
             return self.open(family, kind, self.exits(user, IPv4Address(0))[0])
 
         return opened

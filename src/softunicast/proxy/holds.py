@@ -137,6 +137,7 @@ class Holds:
             else:
                 nfqueue.decide(self._queue, held.packet, Verdict.ACCEPT, MARKS.get(dialed.reason, Mark.RESET))
             return
+        service.loop.remove(dialed.sock.fileno())
         timer = service.loop.later(service.config.handshake_s, lambda: self._left(pair))
         self._answered[pair] = _Answered(held.user, dialed, timer)
         nfqueue.decide(self._queue, held.packet, Verdict.ACCEPT)

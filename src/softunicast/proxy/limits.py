@@ -56,12 +56,14 @@ class Limits:
             if left < 1:
                 return f"user {user.name} begins more than {user.connects_per_s} connections a second"
             self._buckets[user.index] = (left - 1, now)
-        self.counts.add(self.worker, user.index, 1)
+        self.adopt(user)
         return None
 
     def adopt(self, user: User) -> None:
-        """A connection that another process began."""
-        self.counts.add(self.worker, user.index, 1)
+        """A connection that another process began. Where there is no limit, nobody asks how many there are."""
+        if user.connections is not None:
+            self.counts.add(self.worker, user.index, 1)
 
     def end(self, user: User) -> None:
-        self.counts.add(self.worker, user.index, -1)
+        if user.connections is not None:
+            self.counts.add(self.worker, user.index, -1)

@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """An event loop around epoll: a function for each descriptor, timers, and nothing else.
 
-Level-triggered, so that a handler may stop early and is called again. Sockets are closed through `close()`, at the
-end of a round: a number that is given again within a round would otherwise get events that were meant for its
-predecessor. asyncio does the same work at three times the CPU a connection (docs/performance.md, relays).
+Level-triggered, so that a handler may stop early and is called again. Descriptors and their handlers are kept by
+`_relay.Poller` (C), which sees to it that events meant for a closed descriptor do not reach the next one of the same
+number, and for which a Relay is a handler that needs no Python. Sockets are closed through `close()`.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import os
 import select
 import time
+from collections import OrderedDict
 from collections.abc import Callable
-from socket import socket
+from socket import SocketType
 from typing import Final
+
+from softunicast.proxy._relay import Poller
 
 Handler = Callable[[int], None]
 IN: Final = select.EPOLLIN
@@ -24,62 +25,69 @@ ERR: Final = select.EPOLLERR
 HUP: Final = select.EPOLLHUP
 RDHUP: Final = select.EPOLLRDHUP
 EXCLUSIVE: Final = select.EPOLLEXCLUSIVE
-EVENTS: Final = 512
 
 
 class Timer:
-    """A call to come; `cancel()` forgets it."""
+    """A call to come, unless `cancel()` comes first."""
 
-    __slots__ = ("call",)
+    __slots__ = ("call", "due_s", "queue")
 
-    def __init__(self, call: Callable[[], None]) -> None:
-        self.call: Callable[[], None] | None = call
+    def __init__(self, due_s: float, call: Callable[[], None], queue: OrderedDict[Timer, None]) -> None:
+        self.due_s = due_s
+        self.call = call
+        self.queue = queue
 
     def cancel(self) -> None:
-        self.call = None
+        """Forgets what it was to call, too: that is often what holds this timer."""
+        self.queue.pop(self, None)
+        self.call = _nothing
 
 
-class Loop:
-    """`run()` until `stop()`."""
+def _nothing() -> None:
+    """What a cancelled timer calls."""
+
+
+class Loop(Poller):
+    """`add`, `modify`, `handle` and `remove` descriptors; `run()` until `stop()`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.now = clock()
         self._clock = clock
-        self._epoll = select.epoll()
-        self._handlers: dict[int, Handler] = {}
-        self._timers: list[tuple[float, int, Timer]] = []
-        self._number = itertools.count()
-        self._closing: list[socket | int] = []
+        # Most timers are of some few delays and never come to pass: those of one delay are due in the order in which
+        # they were made, and one that is cancelled is gone.
+        self._timers: dict[float, OrderedDict[Timer, None]] = {}
         self._running = False
         self.on_error: Callable[[BaseException], None] | None = None
 
-    def add(self, fd: int, mask: int, handler: Handler) -> None:
-        """Call `handler` with the events of a descriptor; errors and hang-ups come whatever `mask` says."""
-        self._epoll.register(fd, mask)
-        self._handlers[fd] = handler
-
-    def modify(self, fd: int, mask: int) -> None:
-        self._epoll.modify(fd, mask)
-
-    def handle(self, fd: int, mask: int, handler: Handler) -> None:
-        """Another handler and mask for a descriptor that is here."""
-        self._handlers[fd] = handler
-        self._epoll.modify(fd, mask)
-
-    def remove(self, fd: int) -> None:
-        """No more events of it; may be called again."""
-        if self._handlers.pop(fd, None) is not None:
-            self._epoll.unregister(fd)
-
-    def close(self, thing: socket | int) -> None:
-        """Remove and, at the end of the round, close."""
-        self.remove(thing if isinstance(thing, int) else thing.fileno())
-        self._closing.append(thing)
+    def close(self, thing: SocketType | int) -> None:
+        """Remove and close what nobody else holds open (it would still be watched)."""
+        if isinstance(thing, int):
+            self.forget(thing)
+            os.close(thing)
+        else:
+            self.forget(thing.fileno())
+            thing.close()
 
     def later(self, delay_s: float, call: Callable[[], None]) -> Timer:
-        timer = Timer(call)
-        heapq.heappush(self._timers, (self.now + delay_s, next(self._number), timer))
+        queue = self._timers.get(delay_s)
+        if queue is None:
+            queue = self._timers[delay_s] = OrderedDict()
+        timer = Timer(self.now + delay_s, call, queue)
+        queue[timer] = None
         return timer
+
+    def _next(self) -> Timer | None:
+        """The timer that is due first."""
+        first, empty = None, None
+        for delay_s, queue in self._timers.items():
+            timer = next(iter(queue), None)
+            if timer is None:
+                empty = delay_s
+            elif first is None or timer.due_s < first.due_s:
+                first = timer
+        if empty is not None:  # one at a time will do
+            del self._timers[empty]
+        return first
 
     def stop(self) -> None:
         self._running = False
@@ -87,47 +95,26 @@ class Loop:
     def run(self) -> None:
         """Until stop(). What a handler raises goes to `on_error`, or ends the loop when there is none."""
         self._running = True
-        handlers = self._handlers
-        poll = self._epoll.poll
         while self._running:
-            timeout = -1.0
-            while self._timers and self._timers[0][2].call is None:
-                heapq.heappop(self._timers)
-            if self._closing:
-                self._close_all()
-            if self._timers:
-                timeout = max(0.0, self._timers[0][0] - self._clock())
-            events = poll(timeout, EVENTS)
+            first = self._next()
+            self.wait(-1.0 if first is None else max(0.0, first.due_s - self._clock()))
             self.now = self._clock()
-            at = 0
-            while at < len(events):
+            while True:
                 try:
-                    while at < len(events):
-                        fd, mask = events[at]
-                        at += 1
-                        handler = handlers.get(fd)
-                        if handler is not None:
-                            handler(mask)
+                    self.dispatch()
+                    break
                 except Exception as error:  # noqa: BLE001 - one connection's trouble must not become all the others'
                     self._failed(error)
-            while self._timers and self._timers[0][0] <= self.now:
-                call = heapq.heappop(self._timers)[2].call
-                if call is not None:
-                    try:
-                        call()
-                    except Exception as error:  # noqa: BLE001 - as above
-                        self._failed(error)
-        self._close_all()
+            while first is not None and first.due_s <= self.now:
+                call = first.call
+                first.cancel()
+                try:
+                    call()
+                except Exception as error:  # noqa: BLE001 - as above
+                    self._failed(error)
+                first = self._next()
 
     def _failed(self, error: Exception) -> None:
         if self.on_error is None:
             raise error
         self.on_error(error)
-
-    def _close_all(self) -> None:
-        while self._closing:
-            thing = self._closing.pop()
-            if isinstance(thing, int):
-                os.close(thing)
-            else:
-                thing.close()

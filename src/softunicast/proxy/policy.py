@@ -18,7 +18,7 @@ from typing import Annotated, Final, Literal, TypeVar
 
 from pydantic import Field
 
-from softunicast.model.address import IPAddress, IPNetwork, contains, parse_address, parse_network
+from softunicast.model.address import IPAddress, Networks, parse_address, parse_network
 from softunicast.model.document import Document, Path, load_document
 from softunicast.model.shape import Shape, Texts, checked
 from softunicast.proxy.core.http1 import read_authority
@@ -47,7 +47,7 @@ _INSIDE6: Final = (
     "fec0::/10",
     "ff00::/8",
 )
-INSIDE: Final[tuple[IPNetwork, ...]] = (*map(IPv4Network, _INSIDE4), *map(IPv6Network, _INSIDE6))
+INSIDE: Final = Networks((*map(IPv4Network, _INSIDE4), *map(IPv6Network, _INSIDE6)))
 """What a client may not reach through the proxy unless `allow` says so: this host, its neighbours, nobody."""
 
 Seconds = Annotated[float, Field(gt=0, le=86400)]
@@ -104,7 +104,7 @@ class Listener:
     listen: Endpoint
     protocols: tuple[str, ...]
     anonymous: str | None
-    clients: tuple[IPNetwork, ...]
+    clients: Networks
     proxy_header: bool
     transparent: bool
     namespace: str = ""
@@ -124,19 +124,14 @@ class User:
     address_by: str
     connections: int | None
     connects_per_s: int | None
-    allow: tuple[IPNetwork, ...]
+    allow: Networks
     send_proxy_header: int | None
 
     def may_reach(self, address: IPAddress) -> bool:
         """Is a destination neither inside, nor excepted?"""
         if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
             address = address.ipv4_mapped
-        return not within(address, INSIDE) or within(address, self.allow)
-
-
-def within(address: IPAddress, networks: tuple[IPNetwork, ...]) -> bool:
-    """Is the address in one of them?"""
-    return any(contains(network, address) for network in networks)
+        return address not in INSIDE or address in self.allow
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +258,9 @@ def _user(document: Document, path: Path, name: str, index: int, shape: UserShap
         if not re.fullmatch(r"[0-9a-fA-F]{64}", shape.password_sha256):
             document.fail((*path, "password_sha256"), "not 64 hexadecimal digits", "printf %s PASSWORD | sha256sum")
         digest = bytes.fromhex(shape.password_sha256)
-    allow = tuple(_parsed(document, (*path, "allow", at), parse_network, text) for at, text in enumerate(shape.allow))
+    allow = Networks(
+        _parsed(document, (*path, "allow", at), parse_network, text) for at, text in enumerate(shape.allow)
+    )
     return User(
         name,
         index,
@@ -301,7 +298,7 @@ def _listener(document: Document, path: Path, name: str, shape: ListenerShape, u
             f"anybody who reaches {listen} could use it",
             "say who with `clients: [10.0.0.0/8]`, or listen on a loopback address",
         )
-    clients = tuple(
+    clients = Networks(
         _parsed(document, (*path, "clients", at), parse_network, text) for at, text in enumerate(shape.clients)
     )
     protocols = tuple(shape.protocols)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from ipaddress import ip_address
-from typing import Any, Final
+from typing import Final
 
 from softunicast.model.address import IPAddress
 from softunicast.proxy.core.front import Front
@@ -40,23 +40,16 @@ from softunicast.proxy.core.messages import (
 from softunicast.proxy.core.proxy_header import write_header
 from softunicast.proxy.core.transparent import Transparent
 from softunicast.proxy.dial import Dial, Dialed
-from softunicast.proxy.loop import ERR, HUP, IN
+from softunicast.proxy.loop import ERR, HUP, IN, Timer
 from softunicast.proxy.policy import Listener, ListenerAccounts, User
 from softunicast.proxy.relay import LINGER_RESET
 from softunicast.proxy.relay import Relay as Splice
 from softunicast.proxy.service import Passage, Service
 from softunicast.proxy.udp import Association
 
-READ_BYTES: Final = 65536
+READ_BYTES: Final = 4096
 LINGER_S: Final = 2.0
-KEEPALIVE_S: Final = 60
 ANYWHERE: Final = ("0.0.0.0", "::")
-
-
-def keep_alive(sock: socket.socket) -> None:
-    """A peer that vanished is noticed after some minutes, however long a connection idles."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)
 
 
 @lru_cache(4096)
@@ -76,7 +69,6 @@ class Session:
         "_front",
         "_listener",
         "_over",
-        "_peer",
         "_request",
         "_service",
         "_sock",
@@ -90,45 +82,48 @@ class Session:
         service: Service,
         listener: Listener,
         accounts: ListenerAccounts,
-        sock: socket.socket,
-        peer: tuple[Any, ...],
+        sock: socket.SocketType,
+        peer: Endpoint,
         over: Callable[[Session, Passage | Association | None], None],
     ) -> None:
         self._service = service
         self._listener = listener
         self._sock = sock
-        self._peer = Endpoint(plain(peer[0]), peer[1])
-        self._client = self._peer
+        self._client = peer
         self._over = over
-        self._front: Layer = Front(accounts, listener.protocols, header=listener.proxy_header)
+        self._front: Layer
         self._user: User | None = None
         self._request: Connect | None = None
         self._dial: Dial | None = None
         self._upstream: Dialed | Association | None = None
         self._first = b""
-        self._timer = service.loop.later(service.config.handshake_s, self._too_slow)
-        service.loop.add(sock.fileno(), IN, self._readable)
+        self._timer: Timer | None = None
+        if listener.transparent:
+            self._front = Transparent()
+            service.loop.add(sock.fileno(), 0, self._hung_up)
+        else:
+            self._front = Front(accounts, listener.protocols, header=listener.proxy_header)
+            self._timer = service.loop.later(service.config.handshake_s, self._too_slow)
+            service.loop.add(sock.fileno(), IN, self._readable)
 
     def start(self) -> None:
         """Hear the client, or, if it does not know of us, ask for it. `over` may be called from here."""
         listener = self._listener
-        if listener.transparent:
-            self._front = Transparent()
-            here = self._sock.getsockname()
-            target = Endpoint(plain(here[0]), here[1])
-            holds = self._service.holds.get(listener.namespace)
-            made = holds.take(self._peer, target) if holds is not None else None
-            if made is not None:
-                self._go_on_with(target, *made)
-            elif here[1] == listener.listen.port and str(listener.listen.host) in (str(target.host), *ANYWHERE):
-                self._refuse(Reason.BAD_REQUEST, "it asked for the proxy itself; TPROXY leads here from other places")
-            else:
-                self._carry_out([Connect(listener.anonymous or "", target, "transparent")])
+        if not listener.transparent:
+            return
+        host, port, *_ = self._sock.getsockname()
+        target = Endpoint(plain(host), port)
+        holds = self._service.holds.get(listener.namespace)
+        made = holds.take(self._client, target) if holds is not None else None
+        if made is not None:
+            self._go_on_with(target, *made)
+        elif port == listener.listen.port and str(listener.listen.host) in (str(target.host), *ANYWHERE):
+            self._refuse(Reason.BAD_REQUEST, "it asked for the proxy itself; TPROXY leads here from other places")
+        else:
+            self._carry_out((Connect(listener.anonymous or "", target, "transparent"),))
 
     def _go_on_with(self, target: Endpoint, user: User, dialed: Dialed) -> None:
         """Its SYN was held until this connection stood (proxy.holds)."""
-        self._timer.cancel()
-        self._service.loop.handle(self._sock.fileno(), 0, self._hung_up)
         self._request = Connect(user.name, target, "transparent")
         self._user = user
         self._dialed(dialed)
@@ -150,10 +145,12 @@ class Session:
         self._carry_out(self._front.handle(Received(data)))
 
     def _hung_up(self, events: int) -> None:
-        """While nothing is read: only a reset comes here."""
+        """While nothing is read: a reset ends all; bytes sent ahead are left where they are."""
         if events & (ERR | HUP):
             self._log_failure(Reason.RESET, "the client left before it was served")
             self._drop()
+        else:
+            self._service.loop.modify(self._sock.fileno(), 0)
 
     def _too_slow(self) -> None:
         self._refuse(Reason.TIMEOUT, "the client did not ask in time")
@@ -164,33 +161,33 @@ class Session:
     def _carry_out(self, commands: Iterable[Command]) -> None:
         """A mistake of ours ends the client's connection rather than leave it waiting; the loop tells of it."""
         try:
-            self._carry_out_each(commands)
+            for command in commands:
+                if self._over is _deaf:
+                    return
+                if isinstance(command, Send):
+                    self._send(command.data)
+                elif isinstance(command, Connect):
+                    self._connect(command)
+                elif isinstance(command, Relay):
+                    self._join(command)
+                elif isinstance(command, Claim):
+                    if command.source is not None:
+                        self._client = command.source
+                elif isinstance(command, Associate):
+                    self._associate(command)
+                elif isinstance(command, Close):
+                    self._close(command)
         except BaseException:
             self._drop()
             raise
 
-    def _carry_out_each(self, commands: Iterable[Command]) -> None:
-        for command in commands:
-            if self._over is _deaf:
-                return
-            if isinstance(command, Send):
-                self._send(command.data)
-            elif isinstance(command, Claim):
-                if command.source is not None:
-                    self._client = command.source
-            elif isinstance(command, Connect):
-                self._connect(command)
-            elif isinstance(command, Associate):
-                self._associate(command)
-            elif isinstance(command, Relay):
-                self._join(command)
-            elif isinstance(command, Close):
-                self._log_failure(command.why, command.detail)
-                if self._listener.transparent:
-                    self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
-                    self._drop()
-                else:
-                    self._close_lingering()
+    def _close(self, command: Close) -> None:
+        self._log_failure(command.why, command.detail)
+        if self._listener.transparent:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
+            self._drop()
+        else:
+            self._close_lingering()
 
     def _send(self, data: bytes) -> None:
         """Answers are small, and the first bytes of a connection: they fit the socket's buffer, or nobody listens."""
@@ -204,8 +201,9 @@ class Session:
 
     def _begin(self, name: str) -> bool:
         """Count the request for its user; False: refused."""
-        self._timer.cancel()
-        self._service.loop.handle(self._sock.fileno(), 0, self._hung_up)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._service.loop.handle(self._sock.fileno(), IN, self._hung_up)
         user = self._service.user(name)
         said = f"no user {name}" if user is None else self._service.limits.begin(user, self._service.loop.now)
         if said is not None or user is None:
@@ -270,8 +268,6 @@ class Session:
         first = command.first
         if self._user.send_proxy_header is not None:
             first = write_header(self._user.send_proxy_header, self._client, upstream.remote) + first
-        service.loop.remove(self._sock.fileno())
-        keep_alive(upstream.sock)
         passage = Passage(
             self._user.name,
             self._request.protocol,
@@ -314,7 +310,8 @@ class Session:
         return sent + relay.up.held == len(first)
 
     def _leave(self, result: Passage | Association | None) -> None:
-        self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         over, self._over = self._over, _deaf
         over(self, result)
 
@@ -364,7 +361,8 @@ class Session:
         except OSError:
             self._drop()
             return
-        self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         self._timer = self._service.loop.later(LINGER_S, self._drop)
         self._service.loop.handle(self._sock.fileno(), IN, self._discard)
 

@@ -19,7 +19,7 @@ from typing import Final
 from softunicast.errors import KernelError
 from softunicast.kernel import abi
 from softunicast.kernel.abi_util import addr_bytes, mix
-from softunicast.model.address import IPAddress
+from softunicast.model.address import IPAddress, Networks
 from softunicast.proxy.core.messages import Endpoint
 from softunicast.proxy.egress import PoolPolicy
 from softunicast.proxy.policy import Listener, ProxyConfig, User
@@ -28,7 +28,7 @@ FILE: Final = "terminate.json"
 FORMAT: Final = 1
 PORT: Final = 7000
 """Of the listening sockets; TPROXY leads to it from all ports."""
-EVERYWHERE: Final = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
+EVERYWHERE: Final = Networks((IPv4Network("0.0.0.0/0"), IPv6Network("::/0")))
 STOP_S: Final = 1
 """Their on-ramps are gone: nobody hears what open connections say."""
 HANDSHAKE_S: Final = 20
@@ -93,7 +93,7 @@ def config_of(told: Told, file: str) -> ProxyConfig:
                     Endpoint(host, PORT),
                     (),
                     ended.name,
-                    (),
+                    Networks(),
                     proxy_header=False,
                     transparent=True,
                     namespace=ended.namespace,

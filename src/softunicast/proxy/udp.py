@@ -37,7 +37,7 @@ class Association:
 
     @classmethod
     def open(
-        cls, service: Service, user: User, control: socket.socket, here: str, client: IPAddress, said: Endpoint
+        cls, service: Service, user: User, control: socket.SocketType, here: str, client: IPAddress, said: Endpoint
     ) -> Association:
         """OSError when there is no socket to be had. `said`: where the client's datagrams come from, 0 for unknown."""
         inner = socket.socket(control.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
@@ -52,8 +52,8 @@ class Association:
         self,
         service: Service,
         user: User,
-        control: socket.socket,
-        inner: socket.socket,
+        control: socket.SocketType,
+        inner: socket.SocketType,
         client: IPAddress,
         port: int,
     ) -> None:
@@ -68,7 +68,7 @@ class Association:
         self.done: Callable[[Association], None] = lambda _: None
         self._waiting: dict[str, list[tuple[int, bytes]]] = {}
         self._names: dict[str, IPAddress] = {}
-        self.outer: dict[int, socket.socket] = {}
+        self.outer: dict[int, socket.SocketType] = {}
         self.inner = inner
         name = self.inner.getsockname()
         address = ip_address(name[0].partition("%")[0])
@@ -86,7 +86,7 @@ class Association:
         for sock in (self.control, self.inner, *self.outer.values()):
             self._service.loop.remove(sock.fileno())
 
-    def _listen(self, sock: socket.socket) -> None:
+    def _listen(self, sock: socket.SocketType) -> None:
         self._service.loop.add(sock.fileno(), IN, lambda _: self._from_remote(sock))
 
     def _control(self, events: int) -> None:
@@ -167,7 +167,7 @@ class Association:
         self.up_bytes += len(payload)
         self._service.counters.datagrams_up += 1
 
-    def _open(self, version: int) -> socket.socket | None:
+    def _open(self, version: int) -> socket.SocketType | None:
         egress = self._service.egress
         family = socket.AF_INET if version == 4 else socket.AF_INET6
         try:
@@ -181,7 +181,7 @@ class Association:
         self._listen(sock)
         return sock
 
-    def _from_remote(self, sock: socket.socket) -> None:
+    def _from_remote(self, sock: socket.SocketType) -> None:
         for _ in range(TURNS):
             try:
                 data, source = sock.recvfrom(MAX_BYTES)

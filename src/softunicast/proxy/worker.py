@@ -20,15 +20,18 @@ import resource
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from ipaddress import ip_address
 from types import MappingProxyType
 from typing import Any, Final
 
-from softunicast.proxy.core.messages import Reason
+from softunicast.model.address import IPAddress
+from softunicast.proxy._relay import accept
+from softunicast.proxy.core.messages import Endpoint, Reason
 from softunicast.proxy.handover import Giver, Taker, Thing, unpack_passage
 from softunicast.proxy.holds import Holds
 from softunicast.proxy.loop import EXCLUSIVE, IN
-from softunicast.proxy.policy import Listener, ListenerAccounts, User, within
+from softunicast.proxy.policy import Listener, ListenerAccounts, User
 from softunicast.proxy.relay import Relay
 from softunicast.proxy.service import Passage, Service
 from softunicast.proxy.session import Session, plain
@@ -93,34 +96,44 @@ class Worker:
             self.service.loop.remove(sock.fileno())
 
     def _acceptor(self, listener: Listener, sock: socket.socket, accounts: ListenerAccounts) -> Any:
-        def accept(events: int) -> None:
+        family, listening = sock.family, sock.fileno()
+
+        @lru_cache(4096)
+        def let_in(host: str) -> IPAddress | None:
+            """The client's address; None: it is not one of this listener's."""
+            address = plain(host)
+            return address if not listener.clients or address in listener.clients else None
+
+        def come_in(events: int) -> None:
             for _ in range(ACCEPTS):
                 if self._full():
                     self._rest("its descriptors are in use; raise LimitNOFILE, or workers of the policy")
                     return
                 try:
-                    client, peer = sock.accept()
-                except BlockingIOError:
-                    return
+                    accepted = accept(listening)
                 except OSError as error:
                     if error.errno in EMPTY:
                         self._rest(os.strerror(error.errno))
                         return
                     continue
-                client.setblocking(False)
+                if accepted is None:
+                    return
+                fd, host, port = accepted
                 self.service.counters.accepted += 1
-                if listener.clients and not within(plain(peer[0]), listener.clients):
+                peer = let_in(host)
+                if peer is None:
                     self.service.counters.fail(Reason.DENIED)
-                    client.close()
+                    os.close(fd)
                     continue
+                client = socket.SocketType(family, socket.SOCK_STREAM, 0, fd)
+                session = Session(self.service, listener, accounts, client, Endpoint(peer, port), self._session_over)
+                self._sessions.add(session)
                 try:
-                    session = Session(self.service, listener, accounts, client, peer, self._session_over)
-                    self._sessions.add(session)
                     session.start()
                 except OSError:
-                    client.close()
+                    session.abandon()
 
-        return accept
+        return come_in
 
     def _full(self) -> bool:
         """Do those who are here need all descriptors that clients may have?"""
