@@ -134,8 +134,9 @@ def test_clients_that_know_of_no_proxy(place: Place, lan: str, tmp_path: Path) -
 
 
 def test_a_refusal_is_a_reset_to_them(place: Place, lan: str) -> None:
+    """It comes after the handshake: curl learns of it while it sends, or, when we are faster, as it connects."""
     done = curl(f"http://{WORLD}:81/", ns=lan)
-    assert (done.returncode, "eset" in done.stderr) == (56, True), done.stderr
+    assert done.returncode == 7 or (done.returncode, "eset" in done.stderr) == (56, True), done.stderr
     assert place.proxy.entries(1)[0]["failed"] == "refused"
 
 
