@@ -98,11 +98,12 @@ TPROXY: Final = (  # for SYNs only; all else is routed to this host, and found b
 
 @dataclass(frozen=True)
 class Way:
-    """`aim`: HOST PORT SOCKS_HOST SOCKS_PORT of relay_load."""
+    """`aim`: HOST PORT SOCKS_HOST SOCKS_PORT of relay_load; `client`: the namespace that it runs in."""
 
     name: str
     aim: tuple[str, str, str, str]
     process: subprocess.Popen[bytes] | None = None
+    client: str = CLIENT
 
 
 @dataclass
@@ -225,7 +226,7 @@ def ways(folder: Path, load: Path) -> Iterator[list[Way]]:
 
 
 def load_run(load: Path, way: Way, mode: str, first: int, second: int = 0) -> list[str]:
-    command = ["nsenter", f"--net=/run/netns/{CLIENT}", str(load), mode, *way.aim, str(first), str(second)]
+    command = ["nsenter", f"--net=/run/netns/{way.client}", str(load), mode, *way.aim, str(first), str(second)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     if done.returncode:
         raise RuntimeError(f"{way.name}, {mode}: {done.stderr.strip() or done.returncode}")

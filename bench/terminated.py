@@ -5,8 +5,7 @@
 
 One node with three on-ramps that differ in strategy and handshake only, measured one after the other, in rounds, by
 the same load (bench/relay_load.c). CPU is that of the whole machine (/proc/stat), both ends of the load and softirqs
-counted, for rewriting has no process; so look at differences. The world's line is delayed for the last figure (netem),
-if the kernel can.
+counted, for rewriting has no process; so look at differences.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from bench import report, tools
-from bench.relays import PARALLEL, PATIENCE_S, SECONDS, TICKS, TRIPS, Figures
+from bench.relays import PARALLEL, PATIENCE_S, SECONDS, TICKS, TRIPS, Figures, Way, load_run
 from bench.tools import HERE, median, percentile, ratio, run, table
 from softunicast.kernel import netns
 from softunicast.model.allocator import allocate
@@ -34,7 +33,6 @@ STEM: Final = f"ended{os.getpid()}"
 NODE, WORLD = f"{STEM}-node", f"{STEM}-world"
 FAR: Final = "10.68.9.2"
 PORT: Final = 7000
-DELAY_MS: Final = 20
 NAMES: Final = {
     "bpf": "packets rewritten (`bpf`)",
     "held": "terminated, `handshake: held`",
@@ -128,46 +126,27 @@ def machine_s() -> float:
     return (user + nice + system + irq + softirq) / TICKS
 
 
-def load_run(load: Path, name: str, mode: str, first: int, second: int = 0) -> list[str]:
-    aim = (FAR, str(PORT), "-", "0")
-    command = ["nsenter", f"--net=/run/netns/{client_of(name)}", str(load), mode, *aim, str(first), str(second)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{name}, {mode}: {done.stderr.strip() or done.returncode}")
-    return done.stdout.splitlines()
+def way_of(name: str) -> Way:
+    """Every client asks the world itself."""
+    return Way(name, (FAR, str(PORT), "-", "0"), client=client_of(name))
 
 
 def measure_one(load: Path, name: str, figures: Figures) -> None:
     for streams in (1, 8):
         before = machine_s()
-        moved, took_us = map(float, load_run(load, name, "stream", streams, SECONDS)[0].split())
+        moved, took_us = map(float, load_run(load, way_of(name), "stream", streams, SECONDS)[0].split())
         figures.add(f"gbit {streams}", moved * 8 / took_us / 1e3)
         figures.add(f"cpu {streams}", (machine_s() - before) / (moved / 1e9))
     before = machine_s()
-    connects = load_run(load, name, "connect", PARALLEL, SECONDS)
+    connects = load_run(load, way_of(name), "connect", PARALLEL, SECONDS)
     figures.add("connects", len(connects) / SECONDS)
     figures.add("connect cpu", (machine_s() - before) / len(connects) * 1e6)
-    one = [float(line) for line in load_run(load, name, "connect", 1, 1)]
+    one = [float(line) for line in load_run(load, way_of(name), "connect", 1, 1)]
     figures.add("connect p50", median(one))
     figures.add("connect p99", percentile(one, 99))
-    trips = [float(line) for line in load_run(load, name, "trip", TRIPS)]
+    trips = [float(line) for line in load_run(load, way_of(name), "trip", TRIPS)]
     figures.add("trip p50", median(trips))
     figures.add("trip p99", percentile(trips, 99))
-
-
-def measure_far(load: Path, figures: dict[str, Figures]) -> bool:
-    """A connect to a world that is DELAY_MS away; False: this kernel cannot delay."""
-    with netns.enter(WORLD):
-        try:
-            run(f"tc qdisc add dev u0 root netem delay {DELAY_MS}ms")
-        except RuntimeError:
-            return False
-        try:
-            for name, its in figures.items():
-                its.add("far", median([float(line) for line in load_run(load, name, "connect", 1, SECONDS)]))
-        finally:
-            run("tc qdisc del dev u0 root")
-    return True
 
 
 def measure(rounds: int, say: Callable[[str], None]) -> dict[str, Figures]:
@@ -184,8 +163,6 @@ def measure(rounds: int, say: Callable[[str], None]) -> dict[str, Figures]:
             for name, its in results.items():
                 say(f"round {number + 1}, {name}")
                 measure_one(load, name, its)
-        if not measure_far(load, results):
-            say("no netem here")
     return results
 
 
@@ -209,7 +186,6 @@ def markdown(results: dict[str, Figures], rounds: int, seconds: float) -> str:
             for name, title in NAMES.items()
         ],
     )
-    far = "far" in results["bpf"].by
     small = table(
         [
             "",
@@ -218,7 +194,6 @@ def markdown(results: dict[str, Figures], rounds: int, seconds: float) -> str:
             "of `bpf`",
             "connect, p50 / p99 µs",
             "1 kB and back, p50 / p99 µs",
-            *([f"connect, {DELAY_MS} ms away, ms"] if far else []),
         ],
         [
             [
@@ -228,12 +203,10 @@ def markdown(results: dict[str, Figures], rounds: int, seconds: float) -> str:
                 beside(name, "connect cpu"),
                 f"{cell(name, 'connect p50', ',.0f')} / {cell(name, 'connect p99', ',.0f')}",
                 f"{cell(name, 'trip p50', ',.0f')} / {cell(name, 'trip p99', ',.0f')}",
-                *([f"{median(results[name].by['far']) / 1e3:.1f}"] if far else []),
             ]
             for name, title in NAMES.items()
         ],
     )
-    delay = "" if far else "This kernel has no netem, so a destination far away was not tried.\n"
     return f"""# Performance of terminated TCP
 
 Written by `python -m bench.terminated --write docs/performance-terminate.md` as root: one run, {rounds} rounds,
@@ -251,7 +224,8 @@ Machine: {report.machine(0)}
 A connect is socket(), handshake, a byte there and back; it ends by RST.
 
 {small}
-{delay}"""
+What `held` costs towards a destination that is far away, a round trip, is not measured.
+"""
 
 
 def main() -> int:

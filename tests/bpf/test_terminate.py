@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
-from softunicast.kernel.abi import Counter, Drop, Onramp, OnrampFlag
+from softunicast.kernel.abi import Counter, Drop, Onramp, OnrampFlag, Tenant
 from softunicast.wire.craft import icmp_error, tcp, udp
 from tests.bpf.egress_bench import OK, REDIRECT, SHOT, Bench, bench
 from tests.support.dataplane import (
     CLIENT,
     CLIENT6,
     GATEWAY,
+    POLICY,
     SERVER,
     SERVER6,
     SLICE,
@@ -49,6 +50,12 @@ def b(loaded: Bench) -> Bench:
     return loaded
 
 
+def tenant(b: Bench) -> Tenant:
+    """What the on-ramps' tenant did, over all CPUs."""
+    copies = [Tenant.unpack(one) for one in b.plane.object.maps["tenants"].lookup_percpu(u32(POLICY.tenant))]
+    return Tenant(**{part.name: sum(getattr(one, part.name) for one in copies) for part in fields(Tenant)})
+
+
 def quoting(packet: bytes) -> bytes:
     return icmp_error(CLIENT, SERVER, 3, 4, packet)
 
@@ -71,6 +78,7 @@ def test_tcp_is_handed_over_as_it_is(b: Bench, name: str) -> None:
     assert b.plane.flows() == {}
     assert b.plane.count(Counter.TERMINATED_OUT) == 1
     assert b.plane.drops() == {}
+    assert (tenant(b).out_packets, tenant(b).out_bytes) == (1, len(HANDED[name]))
 
 
 def test_all_else_stays_with_fish(b: Bench) -> None:
@@ -118,6 +126,7 @@ def test_back_to_the_client(b: Bench, l2: bool, six: bool) -> None:
     assert ran.verdict == REDIRECT
     assert ran.data[14:] == answer
     assert b.plane.count(Counter.TERMINATED_IN) == 1
+    assert (tenant(b).in_packets, tenant(b).in_bytes) == (1, len(answer))
 
 
 def test_from_a_device_that_is_no_terminus_nothing_comes_back(b: Bench) -> None:

@@ -47,6 +47,7 @@ ADDRESSES = {
 }
 HEADERS = {4: 28, 6: 48}  # of IP and ICMP echo
 OWN_DROPS = {"HOPS", "NO_CLAIM"}  # traceroute's packets, that end there; answers to who is gone
+PACED = ("-b", "2M", "-t", "2")  # of UDP: a receiver that gets no processor for half a second has room for all
 PATIENCE_S = 120  # twelve at once on a machine with other work
 
 
@@ -223,8 +224,8 @@ def iperf3_right(place: Place, said: str) -> None:
     total = end.get("sum_received") or end["sum"]
     assert total["bytes"] > 250_000, total
     if "sum" in end:
-        # On a busy machine its sockets' own buffers overflow; what nodes drop is counted (OWN_DROPS).
-        assert end["sum"]["lost_packets"] < end["sum"]["packets"] / 3, end["sum"]
+        # On a busy machine its sockets' own buffers overflow (PACED); what nodes drop is counted (OWN_DROPS).
+        assert end["sum"]["lost_packets"] < end["sum"]["packets"] / 10, end["sum"]
 
 
 # -- path MTU discovery
@@ -252,8 +253,8 @@ KINDS = {
     "mtr": Kind(mtr, mtr_right, ("icmp",)),
     "iperf3 TCP": Kind(iperf3(), iperf3_right, ("tcp",)),
     "iperf3 TCP -R": Kind(iperf3("-R"), iperf3_right, ("tcp",)),
-    "iperf3 UDP": Kind(iperf3("-u"), iperf3_right, ("udp", "tcp")),
-    "iperf3 UDP -R": Kind(iperf3("-u", "-R"), iperf3_right, ("udp", "tcp")),
+    "iperf3 UDP": Kind(iperf3("-u", *PACED), iperf3_right, ("udp", "tcp")),
+    "iperf3 UDP -R": Kind(iperf3("-u", *PACED, "-R"), iperf3_right, ("udp", "tcp")),
     "path MTU, ping": Kind(ping_far, ping_far_right, ("icmp",)),
     "path MTU, ssh": Kind(upload_far, upload_far_right, ("tcp", "icmp")),
 }
@@ -272,19 +273,24 @@ def started(net: Internet, place: Place, command: list[str]) -> subprocess.Popen
     return net.lab.node(place.where).popen(command, **pipes)
 
 
+def judged(children: list[tuple[Kind, Place, subprocess.Popen[Any]]]) -> list[str]:
+    """What was wrong with what they said, once they have ended."""
+    wrong = []
+    for kind, place, child in children:
+        out, err = child.communicate(timeout=PATIENCE_S)
+        try:
+            assert child.returncode == 0, f"exit status {child.returncode}"
+            kind.right(place, out)
+        except (AssertionError, ValueError, KeyError) as error:
+            wrong.append(f"{child.args!r} {place}: {error}\n{out[-1500:]}{err[-500:]}")
+    return wrong
+
+
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_real_clients(net: Internet, kind: Kind) -> None:
     before = drops(net.lab)
     with net.lab.capture() as capture:
-        children = {place: started(net, place, kind.command(place, net)) for place in PLACES}
-        wrong = []
-        for place, child in children.items():
-            out, err = child.communicate(timeout=PATIENCE_S)
-            try:
-                assert child.returncode == 0, f"exit status {child.returncode}"
-                kind.right(place, out)
-            except (AssertionError, ValueError, KeyError) as error:
-                wrong.append(f"{place}: {error}\n{out[-1500:]}{err[-500:]}")
+        wrong = judged([(kind, place, started(net, place, kind.command(place, net))) for place in PLACES])
     dropped = drops(net.lab) - before
     assert not wrong, "\n".join([*wrong, str(dropped)])
     assert {why for _, why in dropped} <= OWN_DROPS, dropped
@@ -376,21 +382,16 @@ def test_clients_whose_tcp_ends_at_the_node(net: Internet, ended: dict[str, str]
     """Answers at the wrong site and at the right one, IPv4 and IPv6; UDP and ping are packets as ever."""
     before = drops(net.lab)
     with net.lab.capture() as capture, ExitStack() as undo:
-        children = {}
+        children = []
         for name, (node, inside), version in itertools.product(kinds, ended.items(), (4, 6)):
             # As if it were c1 or c3, of that version; iperf3's servers serve one at a time.
             place = Place(ENDED[node].where if version == 4 else {"c1": "t1", "c3": "t4"}[ENDED[node].where], version)
             command = ["nsenter", f"--net=/run/netns/{inside}", *KINDS[name].command(place, net)]
-            pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-            children[name, place] = undo.enter_context(subprocess.Popen(command, **pipes))  # type: ignore[call-overload]
-        wrong = []
-        for (name, place), child in children.items():
-            out, err = child.communicate(timeout=PATIENCE_S)
-            try:
-                assert child.returncode == 0, f"exit status {child.returncode}"
-                KINDS[name].right(place, out)
-            except (AssertionError, ValueError, KeyError) as error:
-                wrong.append(f"{name} {place}: {error}\n{out[-1500:]}{err[-500:]}")
+            child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+            children.append((KINDS[name], place, undo.enter_context(child)))
+        wrong = judged(children)
     dropped = drops(net.lab) - before
     assert not wrong, "\n".join([*wrong, str(dropped)])
     assert {why for _, why in dropped} <= OWN_DROPS, dropped

@@ -18,6 +18,7 @@ from softunicast.kernel import netns, nodes, probe
 from softunicast.kernel.bpf import BpfObject
 from softunicast.kernel.libbpf import Command, bpf
 from softunicast.kernel.probe import Feature
+from softunicast.lab.traces import forget_node
 from tests.support.kernel_place import cgroup, compile_bpf, fork, namespace, open_descriptors, pin_folder, unique
 
 SAMPLE = Path(__file__).parents[1] / "bpf" / "kernel_sample.bpf.c"
@@ -200,3 +201,16 @@ def test_bpf_raises_what_the_kernel_says() -> None:
         bpf(Command.OBJ_GET_INFO_BY_FD, bytes(16))
     assert caught.value.errno in (errno.EBADF, errno.EINVAL)
     assert unique() != unique()
+
+
+def test_a_lab_forgets_where_tcp_ended() -> None:
+    """The namespace of a terminus has a name outside of the lab's."""
+    node = f"t-forget-{os.getpid()}"
+    name = nodes.terminus_namespace(node, 3)
+    netns.create(name)
+    try:
+        assert nodes.terminus_namespaces(node) == [name]
+        forget_node(node)
+        assert nodes.terminus_namespaces(node) == []
+    finally:
+        netns.delete(name)

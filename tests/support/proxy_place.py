@@ -4,7 +4,7 @@
 A Place has the proxy and its clients in one namespace and an origin in another one, or all in this one. `lan()` adds
 clients that know of no proxy: a namespace behind the node, whose TCP comes to the proxy's transparent listener.
 
-    client  10.77.0.2/24 eth0 ---- tp0 10.77.0.1/24  node: TPROXY to 127.0.0.1:1082
+    client  10.77.0.2/24 eth0 ---- tp0 10.77.0.1/24  node: TPROXY to 127.0.0.1:1082, as docs/proxy.md has it
 """
 
 from __future__ import annotations
@@ -108,11 +108,11 @@ class Place:
                 sysctl(self.ns, f"net.ipv4.conf.{place}.rp_filter", "0")
             rules = (
                 "add table ip tp; add chain ip tp in { type filter hook prerouting priority mangle; }; "
-                "add rule ip tp in iifname tp0 meta l4proto tcp "
-                f"tproxy to 127.0.0.1:{TRANSPARENT_PORT} meta mark set 1 accept"
+                "add rule ip tp in iifname tp0 tcp flags & (fin | syn | rst | ack) == syn "
+                f"tproxy to 127.0.0.1:{TRANSPARENT_PORT} accept"
             )
             subprocess.run(within(self.ns, ["nft", rules]), check=True, timeout=20)
-            ip("rule", "add", "fwmark", "0x1", "lookup", "77", ns=self.ns)
+            ip("rule", "add", "iif", "tp0", "ipproto", "tcp", "lookup", "77", ns=self.ns)
             ip("route", "add", "local", "default", "dev", "lo", "table", "77", ns=self.ns)
             yield name
         finally:

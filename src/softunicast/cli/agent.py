@@ -14,6 +14,7 @@ from softunicast.agent.machine import Machine
 from softunicast.agent.reconcile import Inputs, decide, locked
 from softunicast.agent.uninstall import uninstall as take_away
 from softunicast.api.server import Server, group_number
+from softunicast.cli.arguments import log_format_option
 from softunicast.errors import UsageError
 from softunicast.kernel import nodes, probe
 
@@ -38,13 +39,7 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--group", metavar="NAME", help="A group whose members, too, may ask this agent for on-ramps of their own."
 )
-@click.option(
-    "--log-format",
-    type=click.Choice(["auto", "human", "json"]),
-    default="auto",
-    show_default=True,
-    help="auto: human on a terminal, JSON otherwise.",
-)
+@log_format_option
 @click.pass_context
 def agent(
     ctx: click.Context,

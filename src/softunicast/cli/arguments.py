@@ -207,4 +207,11 @@ EXISTING_FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type
 node_option = click.option(
     "--node", type=NAME, metavar="NAME", help="The node; default: the one of this network namespace."
 )
+log_format_option = click.option(
+    "--log-format",
+    type=click.Choice(["auto", "human", "json"]),
+    default="auto",
+    show_default=True,
+    help="auto: human on a terminal, JSON otherwise.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON; the keys are in docs/cli.md.")

@@ -13,7 +13,7 @@ import click
 from softunicast.agent import state
 from softunicast.agent.logs import LogFormat, logger
 from softunicast.agent.notify import notify
-from softunicast.cli.arguments import NAME
+from softunicast.cli.arguments import log_format_option, node_option
 from softunicast.egress.policy import HeldSlice, resolve
 from softunicast.egress.tag import SocketPolicies, require_hooks
 from softunicast.errors import UsageError
@@ -33,15 +33,9 @@ from softunicast.proxy.policy import ProxyConfig, User, read_policy
     metavar="FILE",
     help="Listeners, users and limits; every key is in docs/proxy.md.",
 )
-@click.option("--node", type=NAME, metavar="NAME", help="The node; default: the one of this network namespace.")
+@node_option
 @click.option("--check", is_flag=True, help="Check the policy against this node, say what it means, and leave.")
-@click.option(
-    "--log-format",
-    type=click.Choice(["auto", "human", "json"]),
-    default="auto",
-    show_default=True,
-    help="auto: human on a terminal, JSON otherwise.",
-)
+@log_format_option
 def proxy(policy: Path, node: str | None, check: bool, log_format: LogFormat) -> None:
     """Serve SOCKS5 and HTTP clients from slices.
 

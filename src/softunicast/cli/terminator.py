@@ -8,7 +8,7 @@ from functools import partial
 import click
 
 from softunicast.agent.logs import LogFormat, logger
-from softunicast.cli.arguments import NAME
+from softunicast.cli.arguments import log_format_option, node_option
 from softunicast.cli.proxy import the_node
 from softunicast.egress.tag import SocketPolicies
 from softunicast.kernel import netns, nodes
@@ -18,15 +18,9 @@ from softunicast.proxy.terminate import FILE, client_number, config_of, pools_of
 
 
 @click.command()
-@click.option("--node", type=NAME, metavar="NAME", help="The node; default: the one of this network namespace.")
+@node_option
 @click.option("--check", is_flag=True, help="Check what the agent wrote against this machine, and leave.")
-@click.option(
-    "--log-format",
-    type=click.Choice(["auto", "human", "json"]),
-    default="auto",
-    show_default=True,
-    help="auto: human on a terminal, JSON otherwise.",
-)
+@log_format_option
 def terminator(node: str | None, check: bool, log_format: LogFormat) -> None:
     """End the TCP of terminated on-ramps, and go on from slices.
 

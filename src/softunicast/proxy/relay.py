@@ -16,7 +16,7 @@ a Way moves on for some pipes before others have their turn.
 
 joins two non-blocking sockets until both ways have ended; `only`: how many bytes may pass upstream (None: all). What is
 registered for them in the loop is replaced by `start`. `done(relay)` is called once, with the sockets still open; it
-closes them (`close()`) or passes them on. The machinery is C: `_relay.c`.
+closes them (`close()`) or passes them on. The machinery is C: native/relay.c.
 
 Source: splice(2); net/ipv4/tcp.c (tcp_splice_read, tcp_poll: HUP once both directions are shut).
 """

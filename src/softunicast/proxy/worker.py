@@ -60,7 +60,7 @@ class Worker:
         """`log`: a structlog logger; `queues`: of SYNs that are held, by namespace."""
         self.service = service
         for listener, _ in listeners:
-            if listener.held and listener.namespace in queues:
+            if listener.held and listener.namespace in queues and listener.namespace not in service.holds:
                 service.holds[listener.namespace] = Holds(service, listener, queues[listener.namespace])
         self._log = log
         self._listeners = listeners
