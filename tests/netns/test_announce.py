@@ -111,7 +111,10 @@ def test_no_bird_is_said_and_the_node_goes_on(tmp_path: Path) -> None:
             assert f"BIRD does not answer at {socket}" in daemon.events("bird")[0]["error"]
             # BIRD will read it when it starts.
             assert "softunicast4" in (RUN / node.name / "bird.conf").read_text()
-        assert (RUN / node.name / "announce.json").exists()
+            # For `announce status`; written after the event is logged.
+            status = RUN / node.name / "announce.json"
+            wait_until(status.exists, 10, "the status is written")
+            assert str(socket) in json.loads(status.read_text())["bird"]
 
 
 def test_a_bird_that_restarts_announces_again(speakers: Speakers) -> None:
