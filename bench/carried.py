@@ -30,7 +30,7 @@ from bench.tools import run, sysctl
 from softunicast.kernel import netns, nodes, stats
 from softunicast.kernel.abi import Counter
 from softunicast.model.allocator import allocate
-from softunicast.model.binding import dump_bindings
+from softunicast.model.bindings_file import dump_bindings
 from softunicast.model.plan import load_plan
 
 WAYS: Final = ("carried", "routed", "direct")

@@ -35,7 +35,7 @@ from softunicast.kernel import nodes
 from softunicast.kernel.abi import Claim, Flow, ReleaseArgs
 from softunicast.kernel.programs import Program
 from softunicast.model.allocator import allocate
-from softunicast.model.binding import dump_bindings
+from softunicast.model.bindings_file import dump_bindings
 from softunicast.model.plan import load_plan
 
 USES: Final = (0, 50, 90, 99)

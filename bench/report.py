@@ -197,10 +197,19 @@ def by_size(sized: Sized) -> str:
 
 def loading(times: tables.Times) -> str:
     def row(name: str, by: dict[str, list[float]]) -> list[str]:
-        return [name, *(f"{1e3 * median(by[part]):,.0f}" for part in tables.PARTS), f"{1e3 * median(total(by)):,.0f}"]
+        return [name, *(_ms(by[part]) for part in tables.PARTS), _ms(total(by))]
 
-    rows = [row(f"start, {times.slices:,} slices", times.started), row("one binding moves", times.moved)]
+    rows = [
+        row(f"start, {times.slices:,} slices", times.started),
+        row("one binding moves between two other nodes", times.moved),
+        row("one binding becomes this node's", times.mine),
+    ]
     return table(["ms", *tables.PARTS, "together"], rows)
+
+
+def _ms(seconds: list[float]) -> str:
+    value = 1e3 * median(seconds)
+    return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}"
 
 
 def total(by: dict[str, list[float]]) -> list[float]:
@@ -282,10 +291,11 @@ def aims(results: Results) -> list[Aim]:
     starting = f"tables of {tables.ADDRESSES:,} addresses and {results.tables.slices:,} slices in 2 s"
     for text, by_part, limit_s in (
         (starting, results.tables.started, 2),
-        ("one binding moves in 10 ms", results.tables.moved, 0.01),
+        ("one binding moves between two other nodes in 10 ms", results.tables.moved, 0.01),
+        ("one binding becomes this node's in 10 ms", results.tables.mine, 0.01),
     ):
         value = median(total(by_part))
-        found.append(Aim(text, f"{1e3 * value:,.0f} ms", value <= limit_s))
+        found.append(Aim(text, f"{1e3 * value:,.1f} ms", value <= limit_s))
     for streams, by in results.carried.items():
         value = ratio(by["carried"], by["routed"])
         text = f"TCP carried through another site at 0.8 of plainly routed, streams: {streams}"
@@ -366,10 +376,15 @@ Encapsulating a packet of 128 bytes, by what is in the tables:
 ## A fleet's tables
 
 {tables.ADDRESSES:,} addresses, of which {tables.HOME_ADDRESSES:,} are of the node's own site, which has
-{tables.NODES} nodes. What an agent does once it has read its files: what it wants, a look at the maps, the difference,
-the writes. Reading the files (some {results.tables.slices:,} lines) comes before and is not in it.
+{tables.NODES} nodes. What an agent does once it has read its files: what it wants, the difference from what the maps
+are known to hold, the writes.
 
 {loading(results.tables)}
+Before it the bindings file is read and checked, some {results.tables.slices:,} lines: {_ms(results.tables.first)} ms the
+first time, {_ms(results.tables.again)} ms when one line is another. Behind it, and once a minute, all maps are read and
+compared: {_ms(results.tables.looks)} ms. A reconciliation also looks at devices, routes, nft and iptables, whatever the
+tables are; that is not in these figures.
+
 ## A stream through the wrong site
 
 TCP download of {carried.SECONDS} seconds by iperf3 over veth with segmentation offload; the answers all come to a node

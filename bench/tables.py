@@ -2,15 +2,17 @@
 """A fleet's tables: made and loaded into the kernel at a start, and when one binding moves.
 
 4,096 addresses, 200,025 slices of this node's site and 64 nodes to hold them; the rest of the addresses are another
-site's. What is timed is what an agent does once it has read its files: desired state, a look at the maps, the
-difference, and the writes, on real maps. Its look at devices, routes and nft is not: it does not depend on the tables.
+site's. What is timed is what an agent does with its files, by its own functions on real maps: read and check them, make
+what is wanted, compare it with what the maps are known to hold, write the difference; and the look at all maps by which
+it makes sure once a minute and after each change. Its look at devices, routes and nft is not here: it does not depend
+on the tables.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -23,7 +25,8 @@ from softunicast.agent.operations import FillMap
 from softunicast.kernel.bpf import BpfObject, Map, object_path
 from softunicast.kernel.routing import Device
 from softunicast.model.allocator import allocate
-from softunicast.model.binding import Binding, Bindings
+from softunicast.model.binding import Binding, Bindings, check_bindings
+from softunicast.model.bindings_file import dump_bindings, read_bindings
 from softunicast.model.plan import Plan, load_plan
 
 HOME_ADDRESSES: Final = 3_175
@@ -36,16 +39,21 @@ FACTS: Final = Facts(
     (),
     cgroup_root="/sys/fs/cgroup",
 )
-PARTS: Final = ("desired", "look", "difference", "writes")
+PARTS: Final = ("desired", "difference", "writes")
 
 
 @dataclass
 class Times:
-    """Seconds by part, one entry a round; `moved`: one binding from one node to another."""
+    """Seconds, one entry a round. By part: a start; one binding that moves from one other node to another (`moved`), and
+    to this one (`mine`). `looks`: all maps read and compared; `first`, `again`: the bindings file read and checked."""
 
     slices: int = 0
     started: dict[str, list[float]] = field(default_factory=lambda: {part: [] for part in PARTS})
     moved: dict[str, list[float]] = field(default_factory=lambda: {part: [] for part in PARTS})
+    mine: dict[str, list[float]] = field(default_factory=lambda: {part: [] for part in PARTS})
+    looks: list[float] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
+    again: list[float] = field(default_factory=list)
 
 
 def plan() -> Plan:
@@ -72,11 +80,11 @@ def _address(number: int) -> str:
     return f"198.18.{number >> 8}.{number & 255}"
 
 
-def one_moved(bindings: Bindings) -> Bindings:
-    """Another epoch in which one slice of lhr2 is lhr3's."""
+def one_moved(bindings: Bindings, taker: str) -> Bindings:
+    """Another epoch in which one slice of lhr2 is the taker's."""
     every = list(bindings.bindings)
     at = next(i for i, one in enumerate(every) if one.node == "lhr2")
-    every[at] = Binding(every[at].slice, "lhr3", bindings.epoch + 1, every[at].pool)
+    every[at] = Binding(every[at].slice, taker, bindings.epoch + 1, every[at].pool)
     return Bindings(bindings.epoch + 1, tuple(every))
 
 
@@ -87,45 +95,74 @@ def _clock(seconds: list[float]) -> Iterator[None]:
     seconds.append(time.perf_counter() - started)
 
 
-def _reach(
-    wanted: Plan,
-    bindings: Bindings,
-    maps: Mapping[str, Map],
-    last: Desired | None,
-    memory: Memory,
-    into: dict[str, list[float]],
-) -> tuple[Desired, int]:
-    """From what the maps hold to what they should: what is wanted now, and how many entries were written."""
-    with _clock(into["desired"]):
-        want = desired(wanted, bindings, ME, FACTS, "bench", last.state if last else None, {}, 1, memory)
-    have = Observed()
-    with _clock(into["look"]):
-        if last:
-            used = want.state.array_used
-            found = {name: read_table(maps[name], used.get(name, 0)) for name in want.resources.tables}
-            have = Observed(replace(last.resources, tables=found), state=last.state, ready=True)
-    with _clock(into["difference"]):
-        fills = [one for one in diff(want, have) if isinstance(one, FillMap)]
-    with _clock(into["writes"]):
-        for fill in fills:
-            if fill.deletions:
-                raise RuntimeError(f"map {fill.name}: nothing should be taken away")
-            maps[fill.name].update_many(fill.updates)
-    return want, sum(len(fill.updates) for fill in fills)
+@dataclass
+class _Agent:
+    """What an agent has in its hands from one file to the next."""
+
+    plan: Plan
+    maps: Mapping[str, Map]
+    memory: Memory = field(default_factory=Memory)
+    last: Desired | None = None
+
+    def reach(self, bindings: Bindings, into: dict[str, list[float]]) -> int:
+        """From what the maps hold to what they should; how many entries were written."""
+        with _clock(into["desired"]):
+            state = self.last.state if self.last else None
+            want = desired(self.plan, bindings, ME, FACTS, "bench", state, {}, 1, self.memory)
+        have = Observed(self.last.resources, state=self.last.state, ready=True) if self.last else Observed()
+        with _clock(into["difference"]):
+            fills = [one for one in diff(want, have) if isinstance(one, FillMap)]
+        with _clock(into["writes"]):
+            for fill in fills:
+                if fill.deletions:
+                    raise RuntimeError(f"map {fill.name}: nothing should be taken away")
+                self.maps[fill.name].update_many(fill.updates)
+        self.last = want
+        return sum(len(fill.updates) for fill in fills)
+
+    def look(self, into: list[float]) -> None:
+        """Whether the maps hold what they should. RuntimeError when not."""
+        assert self.last is not None
+        with _clock(into):
+            used = self.last.state.array_used
+            found = {name: read_table(self.maps[name], used.get(name, 0)) for name in self.last.resources.tables}
+            have = Observed(replace(self.last.resources, tables=found), state=self.last.state, ready=True)
+            wrong = [one for one in diff(self.last, have) if isinstance(one, FillMap)]
+        if wrong:
+            raise RuntimeError(f"the maps are not as they should be: {', '.join(map(str, wrong))}")
 
 
 def measure(rounds: int) -> Times:
-    """RuntimeError when a binding that moves writes more than its owner's word."""
+    """RuntimeError when a binding that moves writes more than it should, or the maps are not as wanted after all."""
     wanted = plan()
     bindings = allocate(wanted)
-    after = one_moved(bindings)
     times = Times(sum(one.pool == "gb" for one in bindings.bindings))
+    texts = [dump_bindings(bindings)]
+    for taker in ("lhr3", ME):
+        bindings = one_moved(bindings, taker)
+        texts.append(dump_bindings(bindings))
     for _ in range(rounds):
-        memory = Memory()
         sizes = {"flows": 16, "origin": 16, "slots": 32, "crowds": 16}
-        with BpfObject.load(object_path("steer"), settings=plane.settings("10.66.0.1", 0), map_sizes=sizes) as loaded:
-            first, _ = _reach(wanted, bindings, loaded.maps, None, memory, times.started)
-            _, written = _reach(wanted, after, loaded.maps, first, memory, times.moved)
-        if written != 1:
-            raise RuntimeError(f"one binding moved and {written} entries were written")
+        with ExitStack() as stack:
+            loaded = {
+                name: stack.enter_context(
+                    BpfObject.load(object_path(name), settings=plane.settings("10.66.0.1", 0), map_sizes=sizes)
+                )
+                for name in ("steer", "egress")
+            }
+            agent = _Agent(wanted, loaded["egress"].maps | loaded["steer"].maps)
+            with _clock(times.first):
+                found = read_bindings(texts[0], "bindings.yaml")
+                check_bindings(wanted, found)
+            agent.reach(found.bindings, times.started)
+            # A slice more stands before others of its pool: their places there are written again.
+            for text, into, most in ((texts[1], times.moved, 1), (texts[2], times.mine, times.slices // NODES + 8)):
+                before = found
+                with _clock(times.again):
+                    found = read_bindings(text, "bindings.yaml", before)
+                    check_bindings(wanted, found, checked=before.bindings)
+                written = agent.reach(found.bindings, into)
+                if not 0 < written <= most:
+                    raise RuntimeError(f"one binding moved and {written} entries were written")
+            agent.look(times.looks)
     return times

@@ -26,7 +26,7 @@ from bench.relays import PARALLEL, PATIENCE_S, SECONDS, TICKS, TRIPS, Figures, W
 from bench.tools import HERE, median, percentile, ratio, run, table
 from softunicast.kernel import netns
 from softunicast.model.allocator import allocate
-from softunicast.model.binding import dump_bindings
+from softunicast.model.bindings_file import dump_bindings
 from softunicast.model.plan import load_plan
 
 STEM: Final = f"ended{os.getpid()}"

@@ -319,6 +319,13 @@ def test_many_entries_are_written_at_once_to_every_kind_of_map(sample: Path) -> 
         assert [int.from_bytes(value, "little") for _, value in sorted(loaded.maps["numbers"].items())] == list(
             range(8)
         )
+        numbers = loaded.maps["numbers"]
+        room = numbers.max_entries
+        for count in (0, 1, 5, room, room + 1):
+            found = numbers.elements(count)
+            assert dict(found) == dict(list(numbers.items())[1 : min(count, 8)]), "element 0 is zeros"
+        with pytest.raises(ValueError, match="map flows is no array"):
+            flows.elements(1)
         with pytest.raises(ValueError, match="a value is"):
             flows.update_many({Flow(proto=1).pack(): b"short"})
         with pytest.raises(OSError, match="Argument list too long"):

@@ -32,7 +32,8 @@ from softunicast.kernel.links import attach_xdp
 from softunicast.lab import topology as facts
 from softunicast.lab.scenarios import kill_program
 from softunicast.model.address import sort_key
-from softunicast.model.binding import Binding, Bindings, dump_bindings, load_bindings
+from softunicast.model.binding import Binding, Bindings
+from softunicast.model.bindings_file import dump_bindings, load_bindings
 from softunicast.model.slice import Slice
 from tests.support.dump import PINS, RUN
 from tests.support.fleet_lab import FleetLab, fleet_lab

@@ -11,7 +11,7 @@ import pytest
 from softunicast.kernel.abi import Drop
 from softunicast.lab import topology as facts
 from softunicast.lab.inject import send_frame
-from softunicast.model.binding import load_bindings
+from softunicast.model.bindings_file import load_bindings
 from softunicast.model.owner import OwnerTable
 from softunicast.model.plan import load_plan
 from softunicast.wire.craft import carried, ethernet, ip, tcp, udp

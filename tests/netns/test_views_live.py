@@ -40,7 +40,7 @@ from softunicast.kernel.abi import (
 )
 from softunicast.kernel.abi_util import Word, addr_bytes
 from softunicast.kernel.bpf import BpfObject, mount_bpffs, object_path
-from softunicast.model.binding import load_bindings
+from softunicast.model.bindings_file import load_bindings
 from softunicast.model.plan import load_plan
 from softunicast.steering import tables as steering_tables
 from softunicast.steering.places import places

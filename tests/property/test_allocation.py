@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softunicast.model.allocator import allocate
-from softunicast.model.binding import Bindings, check_bindings, dump_bindings, load_bindings
+from softunicast.model.binding import Bindings, check_bindings
+from softunicast.model.bindings_file import dump_bindings, load_bindings
 from softunicast.model.owner import OwnerTable
 from softunicast.model.plan import Plan
 from tests.property.strategies import NODES, Shape, shapes

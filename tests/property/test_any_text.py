@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from softunicast.errors import PlanError
 from softunicast.model.allocator import allocate
-from softunicast.model.binding import check_bindings, dump_bindings, load_bindings
+from softunicast.model.binding import check_bindings
+from softunicast.model.bindings_file import dump_bindings, load_bindings
 from softunicast.model.plan import load_plan
 from softunicast.model.slice import Slice
 

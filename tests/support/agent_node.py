@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from softunicast.model.allocator import allocate
-from softunicast.model.binding import Bindings, dump_bindings
+from softunicast.model.binding import Bindings
+from softunicast.model.bindings_file import dump_bindings
 from softunicast.model.plan import load_plan
 from tests.support.dump import PINS, RUN, dump
 from tests.support.wait import wait_until

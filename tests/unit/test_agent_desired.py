@@ -14,6 +14,7 @@ from softunicast.agent.diff import Desired
 from softunicast.agent.facts import Facts
 from softunicast.agent.resources import Hook
 from softunicast.agent.state import NodeState
+from softunicast.agent.tables import ARRAYS
 from softunicast.errors import UsageError
 from softunicast.kernel import abi
 from softunicast.kernel.routing import DefaultRoute, Device, NextHop, Route
@@ -140,7 +141,7 @@ def test_zero_elements_of_arrays_are_left_out_and_bare_ip_is_told() -> None:
     tables = make(facts=replace(FACTS, devices=devices)).resources.tables
     assert [int.from_bytes(key, "little") for key in tables["onramps"]] == [2]
     assert abi.Onramp.unpack(next(iter(tables["onramps"].values()))).flags == abi.OnrampFlag.SET
-    assert all(any(value) for name in module.ARRAYS for value in tables[name].values())
+    assert all(any(value) for name in ARRAYS for value in tables[name].values())
 
 
 def test_sysctls() -> None:

@@ -10,7 +10,8 @@ import pytest
 from softunicast.cli.main import run
 from softunicast.errors import PlanError
 from softunicast.model.allocator import allocate
-from softunicast.model.binding import HEADER, check_bindings, dump_bindings, load_bindings, read_bindings
+from softunicast.model.binding import check_bindings
+from softunicast.model.bindings_file import HEADER, dump_bindings, load_bindings, read_bindings
 from softunicast.model.plan import load_plan
 
 BASE = """\

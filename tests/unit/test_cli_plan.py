@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from softunicast.cli.main import run
-from softunicast.model.binding import load_bindings
+from softunicast.model.bindings_file import load_bindings
 
 PLAN = Path(__file__).parents[2] / "examples/plan.yaml"
 Capture = pytest.CaptureFixture[str]

@@ -7,15 +7,8 @@ import dataclasses
 from pathlib import Path
 
 from softunicast.model.allocator import allocate
-from softunicast.model.binding import (
-    HEADER,
-    Binding,
-    Bindings,
-    check_bindings,
-    dump_bindings,
-    load_bindings,
-    read_bindings,
-)
+from softunicast.model.binding import Binding, Bindings, check_bindings
+from softunicast.model.bindings_file import HEADER, dump_bindings, load_bindings, read_bindings
 from softunicast.model.moves import moves
 from softunicast.model.plan import load_plan
 from softunicast.model.slice import Slice
@@ -48,7 +41,7 @@ def test_nothing_bound() -> None:
 
 def test_both_readers_know_the_line() -> None:
     text = dump_bindings(allocate(FULL))
-    assert read_bindings(text, "b").lines[:3] == (4, 5, 6)
+    assert tuple(read_bindings(text, "b").lines[:3]) == (4, 5, 6)
     assert read_bindings(f"# slow\n{text}", "b").lines[:3] == (5, 6, 7)
 
 

@@ -12,7 +12,8 @@ import pytest
 from softunicast.errors import PlanError, UsageError
 from softunicast.model import shape
 from softunicast.model.allocator import allocate
-from softunicast.model.binding import check_bindings, load_bindings
+from softunicast.model.binding import check_bindings
+from softunicast.model.bindings_file import load_bindings
 from softunicast.model.document import load_document, path_text
 from softunicast.model.plan import Plan, Settings, load_plan
 from softunicast.model.slice import Slice

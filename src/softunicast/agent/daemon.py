@@ -155,7 +155,7 @@ class Agent:
         self._choices = decision.choices
         self._changed = 0
         refused = len(self._memory.refused)
-        carry_out(machine, decision.operations, self._done, self._memory.refused)
+        carry_out(machine, decision, self._done, self._memory)
         if len(self._memory.refused) > refused:
             # Once more, without what the kernel refused.
             return self._changed + self._reconcile(machine)
@@ -179,7 +179,7 @@ class Agent:
         """Read both files; the stamps are taken first, so that a write during the reading is seen next
         time."""
         self._stamps = self._stamp()
-        self._inputs = Inputs.read(self.options.plan, self.options.bindings)
+        self._inputs = Inputs.read(self.options.plan, self.options.bindings, self._inputs)
 
     def _stamp(self) -> tuple[object, ...]:
         stamps: list[object] = []

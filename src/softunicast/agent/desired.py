@@ -25,9 +25,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
@@ -36,21 +35,20 @@ from softunicast.agent.attachment import Choice, Refusals, choices
 from softunicast.agent.diff import Desired
 from softunicast.agent.facts import Facts
 from softunicast.agent.findings import Subject
-from softunicast.agent.resources import Attachment, Build, Hook, Notrack, Resources
-from softunicast.agent.slice_indices import keep_slice_indices, slice_text
-from softunicast.agent.state import NodeState, OnrampState, SliceState
-from softunicast.agent.terminus import Terminus, of_device, termini, told
+from softunicast.agent.resources import Attachment, Build, Hook, Resources
+from softunicast.agent.state import NodeState, OnrampState
+from softunicast.agent.tables import Ground, Holding, Made, array_used, make
+from softunicast.agent.tables import Memory as TablesMemory
+from softunicast.agent.terminus import Terminus, termini, told
 from softunicast.egress import tables as egress_tables
 from softunicast.egress.numbers import Numbers, numbers
 from softunicast.kernel import abi
 from softunicast.kernel.entries import XdpFeature
-from softunicast.kernel.routing import Route, Rule
+from softunicast.kernel.routing import Route
 from softunicast.model.binding import Bindings
 from softunicast.model.fleet import MappingBehaviour, Strategy
 from softunicast.model.plan import Node, Onramp, Plan
-from softunicast.model.slice import Slice
 from softunicast.proxy.terminate import FILE as TERMINATE_FILE
-from softunicast.steering import tables as steering_tables
 from softunicast.steering.places import NOWHERE, Places, places
 
 UNREACHABLE_METRIC: Final = 1 << 31
@@ -67,10 +65,6 @@ CGROUP_HOOKS: Final[Mapping[str, int]] = {
     "su_sendmsg6": 15,
     "su_sock_release": 34,
 }
-
-ARRAYS: Final = frozenset(
-    {"slices", "pools", "pool_slices", "owners", "sites", "site_nodes", "nodes", "onramps", "uplinks"}
-)
 
 XDP_ROLES: Final[Mapping[Hook, str]] = {Hook.XDP: "steer", Hook.XDP_GENERIC: "steer_generic"}
 NOTHING: Final[Refusals] = MappingProxyType({})
@@ -160,37 +154,28 @@ def desired(
     ramps = onramps(node, facts, last, given)
     ifindexes = {name: device.ifindex for name, device in facts.devices.items()}
     generations = {name: ramp.generation for name, ramp in ramps.items()}
-    at = places(plan, node_name, last.places if last else NOWHERE)
+    at = memory.places(plan, node_name, last.places if last else NOWHERE)
     uplinks = uplink_table(node, facts, chosen)
     ends = termini(node, facts, given)
-    held = last.slices if last else ()
-    key = (plan, bindings, tuple(facts.devices.values()), tuple(ramps.items()), held, at, tuple(uplinks.items()), given)
-    if memory.key != key:
-        memory.tables = build_tables(plan, bindings, node, facts, generations, last, at, uplinks, given, ends)
-        memory.wanted = {name: without_zeros(name, table) for name, table in memory.tables.items()}
-        memory.array_used = array_used(memory.tables)
-        memory.key = key
-    tables = memory.tables
-    addresses = held_addresses(bindings, node_name)
-    versions = sorted({4 if "." in address else 6 for address in addresses})
+    # The highest generation ever given is no part of any table.
+    ground = Ground(plan, node, facts.devices, generations, at, uplinks, replace(given, generation=0), ends)
+    made = make(ground, bindings, last.slices if last else (), memory.tables)
+    held = made.holding
+    versions = sorted({4 if "." in address else 6 for address in held.addresses})
     resources = Resources(
-        tables=memory.wanted,
+        tables=made.tables,
         links={link.name: link for link in (*_cgroup_links(), *_device_links(node, facts, chosen, ends))},
-        addresses=frozenset(_with_length(address) for address in addresses),
-        rules=frozenset(Rule(4 if "." in address else 6, address) for address in addresses),
+        addresses=held.on_lo,
+        rules=held.rules,
         routes=frozenset(route for version in versions for route in _routes(node, facts, version)),
         sysctls=dict(_sysctls(node, facts, last, chosen)),
-        notrack=Notrack(
-            frozenset(address for address in addresses if "." in address),
-            frozenset(address for address in addresses if ":" in address),
-        ),
+        notrack=held.notrack,
         files=files,
         termini=frozenset(ends.values()),
     )
     build_ = build(objects_digest, plan, node, facts.netns_cookie, at)
-    slices = tuple(_slices(tables.get("slices", {}), given))
     if ends:
-        resources = replace(resources, files={**files, TERMINATE_FILE: _told(plan, node, ends, ramps, tables, slices)})
+        resources = replace(resources, files={**files, TERMINATE_FILE: _told(plan, node, ends, ramps, made)})
     state = NodeState(
         node=node_name,
         netns_cookie=facts.netns_cookie,
@@ -201,10 +186,10 @@ def desired(
         never=tuple(map(str, egress_tables.never_sliced(plan, node))),
         places=at,
         numbers=replace(given, generation=max([given.generation, *generations.values()])),
-        slices=slices,
+        slices=held.states,
         onramps=ramps,
         uplinks={name: ifindexes[name] for name in node.uplinks if name in ifindexes},
-        array_used=memory.array_used,
+        array_used=array_used(made.tables),
         cgroup_root=facts.cgroup_root,
         cgroup=f"{facts.cgroup_root}/softunicast/{node_name}",
         started_s=now_s,
@@ -214,76 +199,32 @@ def desired(
 
 @dataclass(slots=True)
 class Memory:
-    """The last tables and what they were made of."""
+    """What the last call made, and of what."""
 
-    key: tuple[object, ...] = ()
-    tables: dict[str, dict[bytes, bytes]] = field(default_factory=dict)
-    wanted: dict[str, dict[bytes, bytes]] = field(default_factory=dict)
-    array_used: dict[str, int] = field(default_factory=dict)
+    tables: TablesMemory = field(default_factory=TablesMemory)
+    _plan: Plan | None = None
+    _places: Places = NOWHERE
 
+    @property
+    def holding(self) -> Holding:
+        """What the node holds by the last call."""
+        assert self.tables.made is not None
+        return self.tables.made.holding
 
-def build_tables(
-    plan: Plan,
-    bindings: Bindings,
-    node: Node,
-    facts: Facts,
-    generations: Mapping[str, int],
-    last: NodeState | None,
-    at: Places,
-    uplinks: Mapping[bytes, bytes],
-    given: Numbers,
-    ends: Mapping[str, Terminus],
-) -> dict[str, dict[bytes, bytes]]:
-    """The contents of all maps that the agent fills, slices at the indices they had before."""
-    ifindexes = {name: device.ifindex for name, device in facts.devices.items()}
-    tables = {
-        **egress_tables.build_tables(
-            plan,
-            bindings,
-            node.name,
-            ifindexes,
-            generations,
-            bare_ip=[name for name, device in facts.devices.items() if not device.ethernet],
-            mtus={name: device.mtu for name, device in facts.devices.items()},
-            termini={name: _ifindex_of(end, facts) for name, end in ends.items()},
-            given=given,
-        ),
-        **steering_tables.build_tables(plan, bindings, node.name, at),
-        "uplinks": dict(uplinks),
-    }
-    return keep_slice_indices(tables, last)
+    def places(self, plan: Plan, node_name: str, last: Places) -> Places:
+        """As steering.places has it: the same plan and what it gave last time give the same."""
+        if self._plan is not plan or self._places != last:
+            self._plan, self._places = plan, places(plan, node_name, last)
+        return self._places
 
 
-def _ifindex_of(end: Terminus, facts: Facts) -> int:
-    """Of the veth towards a terminus; 0: it is not made yet, or was made for something else."""
-    device = facts.devices.get(end.device)
-    found = of_device(device) if device is not None else None
-    return device.ifindex if device is not None and found is not None and found.onramp == end.onramp else 0
-
-
-def _told(
-    plan: Plan,
-    node: Node,
-    ends: Mapping[str, Terminus],
-    ramps: Mapping[str, OnrampState],
-    tables: Mapping[str, Mapping[bytes, bytes]],
-    slices: Iterable[SliceState],
-) -> str:
+def _told(plan: Plan, node: Node, ends: Mapping[str, Terminus], ramps: Mapping[str, OnrampState], made: Made) -> str:
     """terminate.json: what the terminator is to know."""
-    policies = {
-        name: abi.Onramp.unpack(tables["onramps"][ramps[name].id.to_bytes(4, sys.byteorder)]).policy.pack()
-        for name in ends
-    }
-    held = [(one.pool, str(Slice.parse(one.slice).address)) for one in slices]
+    nothing = bytes(abi.Onramp.SIZE)
+    known = {name: made.tables["onramps"].get(ramps[name].id.to_bytes(4, sys.byteorder), nothing) for name in ends}
+    policies = {name: abi.Onramp.unpack(value).policy.pack() for name, value in known.items()}
+    held = [(one.pool, str(one.slice.address)) for one in made.holding.bindings]
     return told(node.name, plan.settings, node.onramps, ends, policies, held).dumps()
-
-
-def without_zeros(name: str, table: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-    """A table without the elements of an array that are all zeros: those are what an array has by itself."""
-    if name not in ARRAYS:
-        return dict(table)
-    zeros = bytes(len(next(iter(table.values()), b"")))
-    return {key: value for key, value in table.items() if value != zeros}
 
 
 def node_here(plan: Plan, name: str, facts: Facts) -> Node:
@@ -329,26 +270,16 @@ def _uplink_flags(uplink: str, facts: Facts, choice: Choice) -> abi.UplinkFlag:
     return flags
 
 
-def subject(plan: Plan, bindings: Bindings, node_name: str, facts: Facts) -> Subject:
+def subject(plan: Plan, holding: Holding, node_name: str, facts: Facts) -> Subject:
     """What the host is examined for."""
     node = node_here(plan, node_name, facts)
-    held = [binding.slice for binding in bindings.bindings if binding.node == node_name]
     return Subject(
         uplinks=tuple(node.uplinks),
         onramps={name: onramp.device for name, onramp in node.onramps.items()},
         underlays=tuple(map(str, node.underlays)),
-        addresses=held_addresses(bindings, node_name),
-        ports=tuple((part.first, part.last) for part in held),
+        addresses=holding.addresses,
+        ports=tuple((one.slice.first, one.slice.last) for one in holding.bindings),
     )
-
-
-def held_addresses(bindings: Bindings, node_name: str) -> tuple[str, ...]:
-    """The addresses this node has slices of, without prefix length."""
-    return tuple(sorted({str(part.slice.address) for part in bindings.bindings if part.node == node_name}))
-
-
-def _with_length(address: str) -> str:
-    return f"{address}/{32 if '.' in address else 128}"
 
 
 def _cgroup_links() -> Iterator[Attachment]:
@@ -415,24 +346,3 @@ def _sysctls(
         if onramp.device in facts.devices:
             for family in ("ipv4", "ipv6"):
                 yield f"net/{family}/conf/{onramp.device}/forwarding", "0"
-
-
-def _slices(table: Mapping[bytes, bytes], given: Numbers) -> Iterator[SliceState]:
-    pools = {number: name for name, number in given.pools.items()}
-    for key, value in sorted(table.items(), key=lambda item: _index(item[0])):
-        held = abi.Slice.unpack(value)
-        if held.flags:
-            yield SliceState(_index(key), slice_text(held), pools.get(held.pool, ""), held.epoch)
-
-
-def array_used(tables: Mapping[str, Mapping[bytes, bytes]]) -> dict[str, int]:
-    """For every table with four-byte keys: one more than its highest index."""
-    return {
-        name: max(struct.unpack(f"={len(table)}I", b"".join(table)), default=-1) + 1
-        for name, table in tables.items()
-        if all(len(key) == 4 for key in table)
-    }
-
-
-def _index(key: bytes) -> int:
-    return int.from_bytes(key, sys.byteorder)

@@ -24,6 +24,7 @@ from softunicast.agent import operations as op
 from softunicast.agent.resources import Build, Hook, Resources
 from softunicast.agent.state import NodeState
 from softunicast.errors import UsageError
+from softunicast.kernel.elements import Elements
 
 MAP_ORDER = (
     "nodes",
@@ -170,15 +171,24 @@ def _fills(want: Resources, have: Resources) -> Iterator[op.FillMap]:
     taken: list[op.FillMap] = []
     for name in [*MAP_ORDER, *sorted(set(want.tables) - set(MAP_ORDER))]:
         wanted, found = want.tables.get(name), have.tables.get(name, {})
-        if wanted is None or wanted == found:
+        if wanted is None or wanted is found:
             continue
-        updates = dict(sorted((key, value) for key, value in wanted.items() if found.get(key) != value))
-        deletions = tuple(sorted(found.keys() - wanted.keys()))
+        updates, deletions = _changes(wanted, found)
         if updates:
             yield op.FillMap(name, updates)
         if deletions:
             taken.append(op.FillMap(name, {}, deletions))
     yield from reversed(taken)
+
+
+def _changes(
+    wanted: Mapping[bytes, bytes], found: Mapping[bytes, bytes]
+) -> tuple[dict[bytes, bytes], tuple[bytes, ...]]:
+    """What is to be written and what to be taken away, sorted."""
+    if isinstance(wanted, Elements):
+        return wanted.changes(found if isinstance(found, Elements) else Elements.of(wanted.size, found))
+    updates = dict(sorted((key, value) for key, value in wanted.items() if found.get(key) != value))
+    return updates, tuple(sorted(found.keys() - wanted.keys()))
 
 
 def _links(want: Resources, observed: Observed, hook: Hook, load: bool) -> Iterator[op.Operation]:

@@ -10,22 +10,22 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from softunicast.agent import notrack, state
 from softunicast.agent.desired import CGROUP_HOOKS, XDP_ROLES
 from softunicast.agent.diff import Desired, Observed
 from softunicast.agent.facts import Facts
 from softunicast.agent.machine import CONTROL_KEY, Machine
-from softunicast.agent.resources import Attachment, Hook, Resources
+from softunicast.agent.resources import Attachment, Hook, Resources, Tables
 from softunicast.agent.terminus import Terminus, of_device
 from softunicast.errors import KernelError
 from softunicast.kernel import abi, cgroup, clsact, entries, links, netns, nft, nodes, sysctl
 from softunicast.kernel.bpf import Map, MapType, Program, bpffs_mounted
+from softunicast.kernel.elements import Elements
 
 ROLES: Final[Mapping[str, tuple[str, Hook]]] = {
     "onramp_in": ("su_onramp_in", Hook.INGRESS),
@@ -92,8 +92,8 @@ def iptables() -> Iterable[str]:
             yield done.stdout
 
 
-def observe(machine: Machine, want: Desired, facts_: Facts, *, maps: bool = True) -> Observed:
-    """What of ours is there. Without `maps` their contents are taken to be as wanted, not read."""
+def observe(machine: Machine, want: Desired, facts_: Facts, known: Tables | None = None) -> Observed:
+    """What of ours is there. With `known` contents of maps they are not read; a map that is gone has none."""
     last = state.load(machine.run / "node.json")
     programs = _programs(machine.pins / "progs")
     found, link_programs = _links(machine, facts_)
@@ -102,7 +102,7 @@ def observe(machine: Machine, want: Desired, facts_: Facts, *, maps: bool = True
     paths = set(want.resources.sysctls) | set(last.sysctls_before if last else ())
     ours = machine.netlink
     resources = Resources(
-        tables=_tables(machine, want, last) if maps else want.resources.tables,
+        tables=_tables(machine, want, last) if known is None else _still_there(machine, known),
         links=found,
         addresses=ours.lo_addresses(),
         rules=ours.rules(),
@@ -205,18 +205,24 @@ def _ready(machine: Machine) -> bool:
     return raw is not None and abi.Control.unpack(raw).ready != 0
 
 
-def _tables(machine: Machine, want: Desired, last: state.NodeState | None) -> dict[str, dict[bytes, bytes]]:
-    found = {}
-    for name, wanted in want.resources.tables.items():
+def _tables(machine: Machine, want: Desired, last: state.NodeState | None) -> Tables:
+    found: dict[str, Mapping[bytes, bytes]] = {}
+    for name in want.resources.tables:
         if (machine.pins / "maps" / name).exists():
             used = max(want.state.array_used.get(name, 0), last.array_used.get(name, 0) if last else 0)
             try:
-                found[name] = read_table(machine.map(name), used if wanted or used else 0)
+                found[name] = read_table(machine.map(name), used)
                 if name == "nodes":
-                    found[name] = {key: _as_planned(value) for key, value in found[name].items()}
+                    as_planned = {key: _as_planned(value) for key, value in found[name].items()}
+                    found[name] = Elements.of(abi.Node.SIZE, as_planned)
             except OSError as error:
                 raise KernelError(f"map {name}: {error.strerror}", errno=error.errno or 0) from error
     return found
+
+
+def _still_there(machine: Machine, known: Tables) -> Tables:
+    """Without those whose pin is gone: the next map of that name is an empty one."""
+    return {name: table for name, table in known.items() if (machine.pins / "maps" / name).exists()}
 
 
 def _as_planned(value: bytes) -> bytes:
@@ -225,25 +231,6 @@ def _as_planned(value: bytes) -> bytes:
     return replace(node, flags=int(node.flags & abi.NodeFlag.SET)).pack()
 
 
-def read_table(map_: Map, used: int) -> dict[bytes, bytes]:
-    """All entries of a hash; an array's first `used` elements that are not all zeros."""
-    if map_.type != MapType.ARRAY:
-        return dict(map_.items())
-    zeros = bytes(map_.value_size)
-    found: dict[bytes, bytes] = {}
-    for key, value in map_.items():
-        if int.from_bytes(key, sys.byteorder) >= used:
-            break
-        if value != zeros:
-            found[key] = value
-    return found
-
-
-def describe(observed: Observed) -> dict[str, Any]:
-    """A summary for logs."""
-    return {
-        "links": len(observed.resources.links),
-        "programs": len(observed.programs),
-        "ready": observed.ready,
-        "epoch": observed.state.bindings_epoch if observed.state else None,
-    }
+def read_table(map_: Map, used: int) -> Mapping[bytes, bytes]:
+    """All entries of a hash; an array's first `used` elements."""
+    return map_.elements(used) if map_.type == MapType.ARRAY else dict(map_.items())

@@ -26,11 +26,12 @@ from softunicast.agent.diff import Desired, Observed, diff
 from softunicast.agent.findings import Finding, find
 from softunicast.agent.machine import Machine, objects_digest
 from softunicast.agent.operations import Attach, Operation, SetSysctl, UpdateLink
-from softunicast.agent.resources import Hook
+from softunicast.agent.resources import Hook, Tables
 from softunicast.agent.state import load
 from softunicast.errors import KernelError, SoftunicastError, UsageError
 from softunicast.kernel import netns, nodes
-from softunicast.model.binding import Bindings, check_bindings, load_bindings, read_bindings
+from softunicast.model.binding import Bindings, BindingsText, check_bindings
+from softunicast.model.bindings_file import load_bindings, read_bindings
 from softunicast.model.plan import Plan, load_plan
 
 MAPS_EVERY_S: Final = 60.0
@@ -41,23 +42,28 @@ class Inputs:
     """Plan and bindings, as text and as meant."""
 
     plan_text: str
-    bindings_text: str
     plan: Plan
-    bindings: Bindings
+    bound: BindingsText
 
     @classmethod
-    def read(cls, plan: Path, bindings: Path) -> Inputs:
-        """Read and check both files. UsageError, PlanError."""
+    def read(cls, plan: Path, bindings: Path, last: Inputs | None = None) -> Inputs:
+        """Read and check both files; what is as in `last` is not done again. UsageError, PlanError."""
         plan_text, bindings_text = _text(plan, "--plan"), _text(bindings, "--bindings")
-        parsed = load_plan(plan_text, str(plan))
-        bound = read_bindings(bindings_text, str(bindings))
-        check_bindings(parsed, bound)
-        return cls(plan_text, bindings_text, parsed, bound.bindings)
+        same = last is not None and last.plan_text == plan_text
+        parsed = last.plan if last is not None and same else load_plan(plan_text, str(plan))
+        bound = read_bindings(bindings_text, str(bindings), last.bound if last is not None else None)
+        check_bindings(parsed, bound, checked=last.bindings if last is not None and same else None)
+        return cls(plan_text, parsed, bound)
+
+    @property
+    def bindings(self) -> Bindings:
+        """Who holds what."""
+        return self.bound.bindings
 
     @property
     def files(self) -> dict[str, str]:
         """The copies kept in the run folder."""
-        return {"plan.yaml": self.plan_text, "bindings.yaml": self.bindings_text}
+        return {"plan.yaml": self.plan_text, "bindings.yaml": self.bound.text}
 
 
 def _text(path: Path, option: str) -> str:
@@ -85,18 +91,32 @@ class Decision:
 class Memory:
     """What a daemon need not find out again each time.
 
-    The maps' contents are read at the first look, when the wanted ones change, after a failure, and once a
-    minute; in between only what others touch is looked at: links, routes, addresses, sysctls, nft.
+    `known`: what the maps hold, by the last reading or the last reconciliation that went well; None: nobody knows. They
+    are read at the first look, after a failure, at the first look after one that wrote, and once a minute; otherwise
+    only what others touch is looked at: links, routes, addresses, sysctls, nft. A binding that moves so is one write,
+    and the look behind it is not in its way.
     """
 
     tables: desired.Memory = field(default_factory=desired.Memory)
-    read: object = None
+    known: Tables | None = None
+    written: bool = False
     read_at_s: float = 0.0
     refused: dict[tuple[int, Hook], str] = field(default_factory=dict)
     merger: onramps.Merger = field(default_factory=onramps.Merger)
 
-    def must_read(self, wanted: object, now_s: float) -> bool:
-        return self.read is not wanted or now_s - self.read_at_s >= MAPS_EVERY_S
+    def trusted(self, wanted: Tables, now_s: float) -> Tables | None:
+        """What the maps hold, when they need not be read now."""
+        if now_s - self.read_at_s >= MAPS_EVERY_S or (self.written and self.known is wanted):
+            return None
+        return self.known
+
+    def looked(self, found: Tables, now_s: float) -> None:
+        """They were read."""
+        self.known, self.written, self.read_at_s = found, False, now_s
+
+    def reached(self, wanted: Tables) -> None:
+        """All operations towards this went well."""
+        self.known, self.written = wanted, True
 
 
 def decide(machine: Machine, inputs: Inputs, memory: Memory | None = None) -> Decision:
@@ -123,17 +143,15 @@ def decide(machine: Machine, inputs: Inputs, memory: Memory | None = None) -> De
         memory.refused,
     )
     now_s = time.monotonic()
-    read = memory.must_read(want.resources.tables, now_s)
-    have = observed.observe(machine, want, facts, maps=read)
-    findings = find(desired.subject(merged.plan, inputs.bindings, machine.node, facts), facts)
+    known = memory.trusted(want.resources.tables, now_s)
+    have = observed.observe(machine, want, facts, known)
+    if known is None:
+        memory.looked(have.resources.tables, now_s)
+    findings = find(desired.subject(merged.plan, memory.tables.holding, machine.node, facts), facts)
     chosen = choices(desired.node_here(merged.plan, machine.node, facts), facts, memory.refused)
     ours = {link.device for link in want.resources.links.values() if link.device}
     findings = sorted({*findings, *attachment_findings(chosen, ours, facts), *merged.findings})
     operations = tuple(diff(want, have))
-    if operations:
-        memory.read = None
-    elif read:
-        memory.read, memory.read_at_s = want.resources.tables, now_s
     return Decision(want, have, operations, tuple(findings), chosen, merged.ended)
 
 
@@ -143,7 +161,7 @@ def _same_epoch_same_bindings(machine: Machine, inputs: Inputs, running_epoch: i
     if inputs.bindings.epoch != running_epoch or not copy.exists():
         return
     text = copy.read_text(encoding="utf-8")
-    if text != inputs.bindings_text and load_bindings(text, str(copy)) != inputs.bindings:
+    if text != inputs.bound.text and load_bindings(text, str(copy)) != inputs.bindings:
         raise UsageError(
             f"node {machine.node}: these bindings differ from those that run ({copy}) under the same epoch "
             f"{running_epoch}; write them with `softunicast plan apply` in one place"
@@ -161,17 +179,24 @@ def _alone(node: str, cookie: int) -> None:
             )
 
 
-def carry_out(
+def carry_out(machine: Machine, decision: Decision, done: Callable[[Operation], None], memory: Memory) -> None:
+    """What was decided. `done` is called after each. KernelError names the operation that failed and what is left.
+
+    A device that cannot do XDP after all is no failure, because tc steers there: the kernel's words go to
+    `memory.refused`. Nor is one that has just gone.
+    """
+    if decision.operations:
+        memory.known = None
+        _apply(machine, decision.operations, done, memory.refused)
+        memory.reached(decision.desired.resources.tables)
+
+
+def _apply(
     machine: Machine,
     operations: tuple[Operation, ...],
     done: Callable[[Operation], None],
     refused: MutableMapping[tuple[int, Hook], str],
 ) -> None:
-    """Apply in order; `done` is called after each. KernelError names the operation that failed and what is left.
-
-    A device that cannot do XDP after all is no failure, because tc steers there: the kernel's words go to `refused`.
-    Nor is one that has just gone.
-    """
     for position, operation in enumerate(operations):
         try:
             if isinstance(operation, Attach) and operation.link.hook.xdp:

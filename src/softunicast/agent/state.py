@@ -35,7 +35,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -121,12 +121,20 @@ class NodeState:
         return next((held for held in self.slices if held.index == index), None)
 
     def dumps(self) -> str:
-        """JSON, keys sorted, so that equal states are equal files."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+        """JSON, a line for each field, keys sorted, so that equal states are equal files."""
+        lines = (
+            f" {json.dumps(name)}: {json.dumps(getattr(self, name), sort_keys=True, default=_by_fields)}"
+            for name in sorted(item.name for item in fields(self))
+        )
+        return "{\n" + ",\n".join(lines) + "\n}\n"
 
     def save(self, path: Path) -> None:
         """Write atomically, mode 0644; on OSError the old file is whole."""
         write_atomically(path, self.dumps())
+
+
+def _by_fields(part: Any) -> dict[str, Any]:
+    return {item.name: getattr(part, item.name) for item in fields(part)}
 
 
 def loads(text: str, path: Path) -> NodeState:

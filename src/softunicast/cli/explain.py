@@ -28,7 +28,8 @@ from softunicast.egress.explain import explain as explain_packet
 from softunicast.egress.flow_view import Names
 from softunicast.errors import PlanError, UsageError
 from softunicast.kernel import nodes
-from softunicast.model.binding import Bindings, check_bindings, load_bindings, read_bindings
+from softunicast.model.binding import Bindings, check_bindings
+from softunicast.model.bindings_file import load_bindings, read_bindings
 from softunicast.model.owner import OwnerTable
 from softunicast.model.plan import Plan, load_plan
 from softunicast.steering import tables as steering_tables

@@ -21,15 +21,8 @@ from softunicast.agent.state import write_atomically
 from softunicast.cli.output import note, write_json
 from softunicast.errors import SoftunicastError, UsageError
 from softunicast.model.allocator import allocate
-from softunicast.model.binding import (
-    MAX_EPOCH,
-    Binding,
-    Bindings,
-    BindingsText,
-    check_bindings,
-    dump_bindings,
-    read_bindings,
-)
+from softunicast.model.binding import Binding, Bindings, BindingsText, check_bindings
+from softunicast.model.bindings_file import MAX_EPOCH, dump_bindings, read_bindings
 from softunicast.model.moves import Moves, SiteMoves, by_site, moves, rehomed
 from softunicast.model.plan import Plan, load_plan
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plan + bindings + node -> contents of the maps that claims and packets need. Pure: same input, same bytes.
 
-    slices         index -> su_slice       this node's slices, sorted by address and port, from 0
+    slices         index -> su_slice       this node's slices, sorted by address and port, from 0, or as told
     pools          index -> su_pool        by egress.numbers, from 0: where in pool_slices its slices are
     pool_slices    place -> slice index    for each pool its IPv4 slices, then its IPv6 ones
     onramps        id -> su_onramp         by name (egress.numbers); all zero while the device is not there
@@ -26,11 +26,12 @@ from softunicast.egress.numbers import Numbers, list_text, numbers
 from softunicast.kernel import abi
 from softunicast.kernel.abi_util import addr_bytes, prefix_key
 from softunicast.model.address import IPNetwork, network_key
-from softunicast.model.binding import Binding, Bindings
+from softunicast.model.binding import Binding, Bindings, held_by, numbered
 from softunicast.model.fleet import WILDCARD_PORTS, Filtering, MappingBehaviour, Strategy
 from softunicast.model.plan import Node, Onramp, Plan
+from softunicast.model.slice import Slice
 
-Tables = dict[str, dict[bytes, bytes]]
+Tables = dict[str, Mapping[bytes, bytes]]
 
 FOREVER_NS: Final = (1 << 64) - 1
 """Leases do not end where a file says who holds what."""
@@ -53,7 +54,7 @@ class TableNames:
     `lists` the contents of `prefixes` by number."""
 
     pools: Mapping[str, int]
-    slices: tuple[Binding, ...]
+    slices: Mapping[int, Binding]
     onramps: Mapping[str, int]
     nodes: Mapping[str, int]
     tenants: Mapping[str, int]
@@ -61,7 +62,7 @@ class TableNames:
 
     def slice_index(self, binding: Binding) -> int:
         """Index in `slices`; abi.NONE when this node does not hold it."""
-        return self.slices.index(binding) if binding in self.slices else abi.NONE
+        return next((index for index, held in self.slices.items() if held == binding), abi.NONE)
 
     def list_number(self, networks: Collection[IPNetwork]) -> int:
         """The list with these prefixes; 0 for none."""
@@ -70,14 +71,20 @@ class TableNames:
         return next((number for number, found in self.lists.items() if number >= free and found == wanted), 0)
 
 
-def table_names(plan: Plan, bindings: Bindings, node_name: str, given: Numbers | None = None) -> TableNames:
-    """Names and indices of one node's tables; `given`: those that go on from earlier ones. UsageError: no such node."""
+def table_names(
+    plan: Plan,
+    bindings: Bindings,
+    node_name: str,
+    given: Numbers | None = None,
+    indices: Mapping[Slice, int] | None = None,
+) -> TableNames:
+    """Names and indices of one node's tables; `given` and `indices` (of its slices): those that go on from earlier
+    ones. UsageError: no such node.
+    """
     node = plan.node(node_name)
     given = numbers(node, pools=plan.pools) if given is None else given
-    held = sorted(
-        (binding for binding in bindings.bindings if binding.node == node_name),
-        key=lambda binding: binding.slice.sort_key,
-    )
+    held = held_by(bindings, node_name)
+    indices = numbered(held) if indices is None else indices
     lists = {int(abi.List.NEVER): never_sliced(plan, node), int(abi.List.INTERNAL): _internal(plan, node)}
     for onramp in node.onramps.values():
         for networks in (onramp.sources, onramp.bypass):
@@ -85,7 +92,7 @@ def table_names(plan: Plan, bindings: Bindings, node_name: str, given: Numbers |
                 lists[given.lists[list_text(networks)]] = tuple(sorted(networks, key=network_key))
     return TableNames(
         pools={name: given.pools[name] for name in sorted(plan.pools)},
-        slices=tuple(held),
+        slices={indices[binding.slice]: binding for binding in held},
         onramps=given.onramps,
         nodes=plan.node_indices(),
         tenants=given.tenants,
@@ -104,20 +111,24 @@ def build_tables(
     mtus: Mapping[str, int] = MappingProxyType({}),
     termini: Mapping[str, int] = MappingProxyType({}),
     given: Numbers | None = None,
+    indices: Mapping[Slice, int] | None = None,
 ) -> Tables:
-    """All of the tables above, by map name. `bindings` must be the plan's (check_bindings).
+    """All of the tables above, by map name. `bindings` must be the plan's (check_bindings); those of other nodes do not
+    matter.
 
     `ifindexes` by device name (those that exist); `generations` by on-ramp name; `bare_ip` names the devices without
     Ethernet headers (TUN), `mtus` what fits through them, bytes; `termini`: ifindexes towards where the TCP of on-ramps
-    ends; `given` as for table_names. UsageError: no such node.
+    ends; `given` and `indices` as for table_names. UsageError: no such node.
     """
     node = plan.node(node_name)
-    names = table_names(plan, bindings, node_name, given)
+    names = table_names(plan, bindings, node_name, given, indices)
+    onramps: dict[bytes, bytes] = {}
+    devices: dict[bytes, bytes] = {}
     tables: Tables = {
-        "slices": {_U32.pack(at): _slice(plan, names, binding) for at, binding in enumerate(names.slices)},
+        "slices": {_U32.pack(at): _slice(plan, names, binding) for at, binding in names.slices.items()},
         "prefixes": dict(_prefixes(names.lists)),
-        "onramps": {},
-        "onramp_devices": {},
+        "onramps": onramps,
+        "onramp_devices": devices,
     }
     tables["pools"], tables["pool_slices"] = _pools(names)
     for name, onramp in node.onramps.items():
@@ -143,10 +154,10 @@ def build_tables(
                 mtu=min(mtus.get(onramp.device, 0), 0xFFFF),
                 terminus=terminus,
             )
-            tables["onramp_devices"][_U32.pack(ifindex)] = _U32.pack(id_)
+            devices[_U32.pack(ifindex)] = _U32.pack(id_)
             if terminus:
-                tables["onramp_devices"][_U32.pack(terminus)] = _U32.pack(id_)
-        tables["onramps"][_U32.pack(id_)] = value.pack()
+                devices[_U32.pack(terminus)] = _U32.pack(id_)
+        onramps[_U32.pack(id_)] = value.pack()
     return tables
 
 
@@ -202,7 +213,7 @@ def _slice(plan: Plan, names: TableNames, binding: Binding) -> bytes:
 
 def _pools(names: TableNames) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
     of_pool: dict[tuple[str, int], list[int]] = {}
-    for index, binding in enumerate(names.slices):
+    for index, binding in names.slices.items():
         of_pool.setdefault((binding.pool, binding.slice.address.version), []).append(index)
     pools: dict[bytes, bytes] = {}
     order: list[int] = []
@@ -231,7 +242,7 @@ def _policy(names: TableNames, onramp: Onramp) -> abi.Policy:
         flags |= abi.PolicyFlag.RANGE
         first, last = onramp.slice.first, onramp.slice.last
         # Held by another node for now: no slice, hence refused, never widened to the pool.
-        index = next((at for at, held in enumerate(names.slices) if held.slice.covers(onramp.slice)), abi.NONE)
+        index = next((at for at, held in names.slices.items() if held.slice.covers(onramp.slice)), abi.NONE)
     return abi.Policy(
         flags=int(flags),
         pool=names.pools[onramp.pool],

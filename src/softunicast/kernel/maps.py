@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Final
 
 from softunicast.kernel.descriptor import Descriptor, kernel_name, object_info
+from softunicast.kernel.elements import Elements
 from softunicast.kernel.libbpf import Command, bpf, check, libbpf
 
 ANY: Final = 0
@@ -152,6 +154,28 @@ class Map(Descriptor):
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """All entries, by LOOKUP_BATCH where the map has it. See the module on what is seen."""
         return self._items()
+
+    def elements(self, count: int) -> Elements:
+        """The first `count` elements of an array. ValueError for a map of another type."""
+        if self.type != MapType.ARRAY:
+            raise ValueError(f"map {self.name} is no array")
+        count = min(count, self.max_entries)
+        if count == 0:
+            return Elements(self.value_size)
+        cursor = ctypes.create_string_buffer(8)
+        keys = ctypes.create_string_buffer(count * self.key_size)
+        values = ctypes.create_string_buffer(count * self.value_size)
+        places = ctypes.addressof(cursor), ctypes.addressof(keys), ctypes.addressof(values)
+        attribute = bytearray(struct.pack("=QQQQIIQQ", 0, *places, count, self.fd, 0, 0))
+        try:
+            bpf(Command.MAP_LOOKUP_BATCH, attribute)
+        except OSError as error:
+            if error.errno in NO_BATCH:
+                first = itertools.islice(self._items_one_by_one(), count)
+                return Elements(self.value_size, b"".join(value for _, value in first))
+            if error.errno != errno.ENOENT:  # that was all there is
+                raise
+        return Elements(self.value_size, values.raw)
 
     def update_many(self, entries: Mapping[bytes, bytes]) -> None:
         """Write entries, by UPDATE_BATCH where the map has it, in their order.

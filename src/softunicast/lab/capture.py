@@ -218,7 +218,7 @@ class Capture:
 
 def lab_owners(lab: Lab) -> list[Owned]:
     """Who owns what by the lab's bindings file; nodes by their names in the drawing."""
-    from softunicast.model.binding import load_bindings
+    from softunicast.model.bindings_file import load_bindings
 
     names = {facts.plan_name(lab.prefix, node): node for node in facts.NODES}
     bindings = load_bindings(lab.bindings_path.read_text(encoding="utf-8"), str(lab.bindings_path))

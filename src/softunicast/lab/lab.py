@@ -332,7 +332,7 @@ class Lab:
     def write_bindings(self) -> None:
         """Allocate the plan's slices and write them beside the plan."""
         from softunicast.model.allocator import allocate
-        from softunicast.model.binding import dump_bindings
+        from softunicast.model.bindings_file import dump_bindings
         from softunicast.model.plan import load_plan
 
         plan = load_plan(self.plan_path.read_text(encoding="utf-8"), str(self.plan_path))

@@ -26,10 +26,14 @@ if TYPE_CHECKING:
 
 
 class Block(NamedTuple):
-    """`size` elements of an array from `first` on."""
+    """`size` elements of an array from `first` on, a power of two: an address has one for every 65536 / size ports."""
 
     first: int
     size: int
+
+    def part(self, port: int) -> int:
+        """The element of a port."""
+        return self.first + (port * self.size >> 16)
 
 
 class SiteList(NamedTuple):

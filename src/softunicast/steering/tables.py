@@ -15,54 +15,66 @@ from steering.places. A part that nobody holds has node NONE.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from softunicast.kernel import abi
 from softunicast.kernel.abi_util import addr_bytes
+from softunicast.kernel.elements import Elements
 from softunicast.model.address import IPAddress
-from softunicast.model.binding import Bindings
+from softunicast.model.binding import Binding, Bindings, held_by, numbered
 from softunicast.model.plan import Plan
+from softunicast.model.slice import Slice
 from softunicast.steering.places import Block, Places, places
 
-Tables = dict[str, dict[bytes, bytes]]
+Tables = dict[str, Mapping[bytes, bytes]]
 
 _U32: Final = struct.Struct("=I")
+_NOBODY: Final = abi.Owner(abi.NONE, abi.NONE).pack()
 
 
 def build_tables(plan: Plan, bindings: Bindings, node_name: str, at: Places | None = None) -> Tables:
     """All of the tables above, by map name. `bindings` must be the plan's (check_bindings); without `at` everything is
     where it comes first. UsageError: no such node.
     """
-    me = plan.node(node_name)
     where = places(plan, node_name) if at is None else at
+    indices = numbered(held_by(bindings, node_name))
+    return {
+        **fleet_tables(plan, node_name, where),
+        "owners": owners(bindings.bindings, node_name, where, indices),
+    }
+
+
+def fleet_tables(plan: Plan, node_name: str, at: Places) -> Tables:
+    """Those that do not depend on who holds what: all but `owners`. UsageError: no such node."""
+    me = plan.node(node_name)
     shifts = plan.address_shifts()
     addresses: dict[bytes, bytes] = {}
     for pool in plan.pools.values():
-        site = where.sites[pool.site]
+        site = at.sites[pool.site]
         for address in (*pool.addresses, *pool.static_addresses):
             here = pool.site == me.site
-            base, shift = (where.owners[str(address)].first, shifts[address]) if here else (0, 0)
+            base, shift = (at.owners[str(address)].first, shifts[address]) if here else (0, 0)
             addresses[addr_bytes(address)] = abi.Address(base, shift, site).pack()
     return {
         "addresses": addresses,
-        "owners": _owners(plan, bindings, me.name, where, shifts),
         "sites": {
-            _U32.pack(where.sites[name]): abi.Site(known.first, len(known.nodes)).pack()
-            for name, known in where.lists.items()
+            _U32.pack(at.sites[name]): abi.Site(known.first, len(known.nodes)).pack()
+            for name, known in at.lists.items()
         },
         "site_nodes": {
-            _U32.pack(known.first + position): _U32.pack(where.nodes[node])
-            for known in where.lists.values()
+            _U32.pack(known.first + position): _U32.pack(at.nodes[node])
+            for known in at.lists.values()
             for position, node in enumerate(known.nodes)
         },
         "nodes": {
-            _U32.pack(where.nodes[name]): abi.Node(
+            _U32.pack(at.nodes[name]): abi.Node(
                 addr_bytes(node.reached_at(me) or node.underlay), int(abi.NodeFlag.SET)
             ).pack()
             for name, node in plan.nodes.items()
         },
         "peers": {
-            addr_bytes(address): _U32.pack(where.nodes[name])
+            addr_bytes(address): _U32.pack(at.nodes[name])
             for name, node in plan.nodes.items()
             if name != me.name
             for address in node.underlays
@@ -70,32 +82,48 @@ def build_tables(plan: Plan, bindings: Bindings, node_name: str, at: Places | No
     }
 
 
-def _owners(
-    plan: Plan, bindings: Bindings, node_name: str, where: Places, shifts: dict[IPAddress, int]
-) -> dict[bytes, bytes]:
-    nobody = abi.Owner(abi.NONE, abi.NONE).pack()
-    parts: dict[int, bytes] = {}
-    for block in where.owners.values():
-        parts.update(dict.fromkeys(range(block.first, block.first + block.size), nobody))
-    others = {name: abi.Owner(index, abi.NONE).pack() for name, index in where.nodes.items()}
-    held = sorted((one.slice for one in bindings.bindings if one.node == node_name), key=lambda held: held.sort_key)
-    me = where.nodes[node_name]
-    mine = {id(slice_): abi.Owner(me, number).pack() for number, slice_ in enumerate(held)}
-    # Bindings are sorted and their addresses shared: what an address needs is found once for all of its slices.
-    at: IPAddress | None = None
-    known: Block | None = None
-    shift = 0
-    for binding in bindings.bindings:
-        slice_ = binding.slice
-        if slice_.address is not at:
-            at = slice_.address
-            known, shift = where.owners.get(str(at)), shifts[at]
-        if known is None:
-            continue
-        owner = mine[id(slice_)] if binding.node == node_name else others[binding.node]
-        first, last = known.first + (slice_.first >> shift), known.first + (slice_.last >> shift)
+def owners(bindings: Iterable[Binding], node_name: str, at: Places, indices: Mapping[Slice, int]) -> Elements:
+    """The map `owners`. `indices`: where this node's own slices are in its map `slices`."""
+    parts = [bytes(abi.Owner.SIZE)] * max((block.first + block.size for block in at.owners.values()), default=0)
+    for block in at.owners.values():
+        parts[block.first : block.first + block.size] = [_NOBODY] * block.size
+    for first, last, owner in _owned(bindings, node_name, at, indices):
         if first == last:
             parts[first] = owner
         else:
-            parts.update(dict.fromkeys(range(first, last + 1), owner))
-    return {_U32.pack(index): owner for index, owner in parts.items()}
+            parts[first : last + 1] = [owner] * (last + 1 - first)
+    return Elements(abi.Owner.SIZE, b"".join(parts))
+
+
+def owners_moved(
+    table: Elements, moved: Iterable[Binding], node_name: str, at: Places, indices: Mapping[Slice, int]
+) -> Elements:
+    """`table` after these bindings took the place of others of the same slices."""
+    return table.but(
+        {
+            index: owner
+            for first, last, owner in _owned(moved, node_name, at, indices)
+            for index in range(first, last + 1)
+        }
+    )
+
+
+def _owned(
+    bindings: Iterable[Binding], node_name: str, at: Places, indices: Mapping[Slice, int]
+) -> Iterator[tuple[int, int, bytes]]:
+    """(first element, last element, its value) for every slice of this site."""
+    others = {name: abi.Owner(index, abi.NONE).pack() for name, index in at.nodes.items()}
+    me = at.nodes[node_name]
+    # Bindings are sorted and their addresses shared: what an address needs is found once for all of its slices.
+    address: IPAddress | None = None
+    known: Block | None = None
+    for binding in bindings:
+        slice_ = binding.slice
+        if slice_.address is not address:
+            address = slice_.address
+            known = at.owners.get(str(address))
+        if known is None:
+            continue
+        mine = binding.node == node_name
+        owner = abi.Owner(me, indices[slice_]).pack() if mine else others[binding.node]
+        yield known.part(slice_.first), known.part(slice_.last), owner

@@ -18,7 +18,7 @@ from softunicast.kernel import nodes
 from softunicast.lab.lab import environment, wait_until
 from softunicast.lab.traces import forget_node
 from softunicast.model.allocator import allocate
-from softunicast.model.binding import dump_bindings
+from softunicast.model.bindings_file import dump_bindings
 from softunicast.model.plan import load_plan
 
 from .stage import FIRST, HOST, LAST, SHARED, Stage
