@@ -380,9 +380,9 @@ Encapsulating a packet of 128 bytes, by what is in the tables:
 are known to hold, the writes.
 
 {loading(results.tables)}
-Before it the bindings file is read and checked, some {results.tables.slices:,} lines: {_ms(results.tables.first)} ms the
-first time, {_ms(results.tables.again)} ms when one line is another. Behind it, and once a minute, all maps are read and
-compared: {_ms(results.tables.looks)} ms. A reconciliation also looks at devices, routes, nft and iptables, whatever the
+Before it the bindings file is read and checked, some {results.tables.slices:,} lines:
+{_ms(results.tables.first)} ms the first time, {_ms(results.tables.again)} ms when one line is another. Behind it, and
+once a minute, all maps are read and compared: {_ms(results.tables.looks)} ms. A reconciliation also looks at devices, routes, nft and iptables, whatever the
 tables are; that is not in these figures.
 
 ## A stream through the wrong site
