@@ -382,8 +382,8 @@ are known to hold, the writes.
 {loading(results.tables)}
 Before it the bindings file is read and checked, some {results.tables.slices:,} lines:
 {_ms(results.tables.first)} ms the first time, {_ms(results.tables.again)} ms when one line is another. Behind it, and
-once a minute, all maps are read and compared: {_ms(results.tables.looks)} ms. A reconciliation also looks at devices, routes, nft and iptables, whatever the
-tables are; that is not in these figures.
+once a minute, all maps are read and compared: {_ms(results.tables.looks)} ms. A reconciliation also looks at devices,
+routes, nft and iptables, whatever the tables are; that is not in these figures.
 
 ## A stream through the wrong site
 

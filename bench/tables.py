@@ -45,7 +45,8 @@ PARTS: Final = ("desired", "difference", "writes")
 @dataclass
 class Times:
     """Seconds, one entry a round. By part: a start; one binding that moves from one other node to another (`moved`),
-    and to this one (`mine`). `looks`: all maps read and compared; `first`, `again`: the bindings file read and checked."""
+    and to this one (`mine`). `looks`: all maps read and compared; `first`, `again`: the bindings file read and
+    checked."""
 
     slices: int = 0
     started: dict[str, list[float]] = field(default_factory=lambda: {part: [] for part in PARTS})
