@@ -110,7 +110,7 @@ class Prober:
             made.close()
             return f"cannot ask other nodes from {bound}: {error.strerror}; is the address on a device?"
         self._sockets[bound] = made
-        self._selector.register(made, selectors.EVENT_READ, lambda _: False)
+        self._selector.register(made, selectors.EVENT_READ, self._readable)
         return ""
 
     def _complain(self, text: str) -> None:
@@ -121,6 +121,11 @@ class Prober:
     def _read(self) -> None:
         for made in self._sockets.values():
             self._read_from(made)
+
+    def _readable(self, made: Any) -> bool:
+        """Read at once: the round trip ends here, and a selector that waits for what is not read does not wait."""
+        self._read_from(made)
+        return False
 
     def _read_from(self, made: socket.socket) -> None:
         for _ in range(MOST_READ):
