@@ -48,7 +48,7 @@ class FakeMachine:
     def map(self, _: str) -> Nodes:
         return self.nodes
 
-    def write_file(self, name: str, text: str) -> None:
+    def write_file(self, name: str, text: str, *, lasting: bool = True) -> None:
         self.files[name] = text
 
 

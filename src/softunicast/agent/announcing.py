@@ -193,7 +193,7 @@ class Announcer:
         document = {"stage": judged.stage.value, "reasons": list(judged.reasons), "bird": self._complaint}
         text = json.dumps(document, indent=1) + "\n"
         if text != self._status:
-            self._machine.write_file(STATUS_FILE, text)
+            self._machine.write_file(STATUS_FILE, text, lasting=False)
             self._status = text
 
 

@@ -258,14 +258,14 @@ class Machine:
 
     # Files
 
-    def write_file(self, name: str, text: str) -> None:
-        self._write(self.run / name, text)
+    def write_file(self, name: str, text: str, *, lasting: bool = True) -> None:
+        self._write(self.run / name, text, lasting)
 
     def save_state(self, state: NodeState) -> None:
         self._write(self.run / "node.json", state.dumps())
 
-    def _write(self, path: Path, text: str) -> None:
+    def _write(self, path: Path, text: str, lasting: bool = True) -> None:
         try:
-            write_atomically(path, text)
+            write_atomically(path, text, lasting=lasting)
         except OSError as error:
             raise KernelError(f"write {path}: {error.strerror}", errno=error.errno or 0) from error

@@ -8,6 +8,7 @@ because the `owners` of a fleet have a million elements and a look at them must 
 
 from __future__ import annotations
 
+import errno
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -73,8 +74,11 @@ def read_sysctls(paths: Iterable[str]) -> dict[str, str]:
     """Values of those that exist."""
     found = {}
     for path in paths:
-        if sysctl.path_of(path).exists():
+        try:
             found[path] = sysctl.get(path)
+        except KernelError as error:
+            if error.errno != errno.ENOENT:
+                raise
     return found
 
 

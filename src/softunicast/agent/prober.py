@@ -155,7 +155,7 @@ class Prober:
             say("node", name=peer.name, site=peer.site, is_=peer.life.value, was=before.value if before else "")
         if changed or now_s - self._written_s >= WRITE_S:
             self._written_s = now_s
-            self._machine.write_file(FILE, peers_text(self._liveness, now_s))
+            self._machine.write_file(FILE, peers_text(self._liveness, now_s), lasting=False)
 
     def _mark(self, peer: Peer) -> bool:
         """Set or clear DOWN and UNFIT. False: the node is not in the map (yet)."""

@@ -176,9 +176,9 @@ def load(path: Path) -> NodeState | None:
     return loads(text, path)
 
 
-def write_atomically(path: Path, text: str) -> bool:
+def write_atomically(path: Path, text: str, *, lasting: bool = True) -> bool:
     """Write `text` to `path` by rename; readers see the old file or the new one. False: it was the same,
-    untouched."""
+    untouched. Not `lasting`: the disk need not have it when this returns, for it is written again in a moment."""
     try:
         if path.read_text(encoding="utf-8") == text:
             return False
@@ -190,8 +190,9 @@ def write_atomically(path: Path, text: str) -> bool:
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.rename(path)
     finally:
         temporary.unlink(missing_ok=True)

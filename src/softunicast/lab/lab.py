@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .capture import Capture
 
 READY_S: Final = 10.0
-BGP_READY_S: Final = 30.0
+BGP_READY_S: Final = 90.0
 FEED_PER_S: Final = 5000
 """Routes that a router takes in at the least, on a busy machine."""
 AGENT_READY_S: Final = 60.0  # four agents verify their programs at the same time

@@ -33,7 +33,7 @@ TCP_EVERY_S: Final = 0.1
 FRESH_EVERY_S: Final = 0.25
 FRESH_PATIENCE_S: Final = 5.0
 TCP_FLOWS: Final = 2
-SETTLE_S: Final = 0.5  # what is on its way when the end comes may still arrive
+SETTLE_S: Final = 1.0  # what is on its way when the end comes may still arrive
 READY_S: Final = 10.0
 
 
@@ -138,8 +138,8 @@ class Traffic:
         self.flows[sock.fileno()] = Flow(protocol, address, sock, every_s, time.monotonic())
         self.poll.register(sock.fileno(), select.POLLIN)
 
-    def turn(self, *, sending: bool = True) -> None:
-        """One round of sending what is due and taking what came."""
+    def turn(self, *, sending: bool = True) -> bool:
+        """One round of sending what is due and taking what came; whether something had."""
         now_s = time.monotonic()
         if sending:
             for flow in self.flows.values():
@@ -152,7 +152,8 @@ class Traffic:
         for handle, (sock, until_s) in list(self.fresh.items()):
             if until_s < now_s:
                 self._settle(handle, sock, "timeout")
-        for handle, _ in self.poll.poll(5):
+        ready = self.poll.poll(5)
+        for handle, _ in ready:
             if handle in self.fresh:
                 sock, _ = self.fresh[handle]
                 code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -162,6 +163,7 @@ class Traffic:
                 flow.receive(time.monotonic())
                 if flow.error:
                     self.poll.unregister(handle)
+        return bool(ready)
 
     def _open(self, now_s: float) -> None:
         address = self.addresses[(self.opened + len(self.refused)) % len(self.addresses)]
@@ -226,8 +228,9 @@ def main(addresses: list[str]) -> int:
     while not ended.poll(0):
         traffic.turn()
     deadline_s = time.monotonic() + SETTLE_S
-    while time.monotonic() < deadline_s:
-        traffic.turn(sending=False)
+    # What waits in the sockets is read, however late it is.
+    while traffic.turn(sending=False) or time.monotonic() < deadline_s:
+        pass
     _say(json.dumps(traffic.report()))
     return 0
 

@@ -264,6 +264,10 @@ class Master:
                 child.tell("reopen")
         elif number == signal.SIGUSR2:
             for index, child in self._workers.items():
+                child.control.settimeout(0)
+                with contextlib.suppress(OSError):
+                    while child.control.recv(65536):  # answers to earlier questions that came too late
+                        pass
                 child.tell("status")
                 child.control.settimeout(ANSWER_S)
                 with contextlib.suppress(OSError):
