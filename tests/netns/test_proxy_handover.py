@@ -163,7 +163,7 @@ def test_a_udp_association_moves_too(tmp_path: Path) -> None:
             assert client.recv(2048) == head + b"%d!" % number
             proxy.reload()
         assert len(seen) == 1, "the same socket all the time"
-        assert proxy.status()["associations"] == 1
+        wait_until(lambda: proxy.status()["associations"] == 1, PATIENCE_S, "the association to be taken")
         control.close()
         entry = proxy.entries(1)[0]
         assert (entry["protocol"], entry["bytes_up"], entry["bytes_down"]) == ("udp", 3, 6)

@@ -134,9 +134,9 @@ def test_clients_that_know_of_no_proxy(place: Place, lan: str, tmp_path: Path) -
 
 
 def test_a_refusal_is_a_reset_to_them(place: Place, lan: str) -> None:
-    """It comes after the handshake: curl learns of it while it sends, or, when we are faster, as it connects."""
+    """It comes after the handshake: curl learns of it as it connects, while it sends, or while it waits."""
     done = curl(f"http://{WORLD}:81/", ns=lan)
-    assert done.returncode == 7 or (done.returncode, "eset" in done.stderr) == (56, True), done.stderr
+    assert done.returncode == 7 or (done.returncode in (55, 56) and "eset" in done.stderr), done.stderr
     assert place.proxy.entries(1)[0]["failed"] == "refused"
 
 
@@ -147,7 +147,7 @@ def test_iperf3(place: Place, lan: str) -> None:
     """Several streams each way; what came is counted by who received it, and is in iperf3's report."""
     received = []
     for options in ((), ("-R",)):
-        end = iperf3(place, lan, "-P", str(STREAMS), "-t", "1", *options)
+        end = iperf3(place, lan, "-P", str(STREAMS), "-t", "3", *options)
         assert len(end["streams"]) == STREAMS
         for each in end["streams"]:
             assert each["receiver"]["bytes"] > 250_000, each

@@ -25,7 +25,7 @@ CONNECT = f"import socket; s = socket.create_connection(('{WORLD}', 443)); print
 
 @pytest.fixture
 def node() -> Iterator[SockNode]:
-    with SockNode(pinned=True) as made:
+    with SockNode(pinned=True, timers={"sock_reuse_s": 60}) as made:
         made.object.maps["cgroups"].delete(struct.pack("=Q", made.cgroup.id))
         made.object.maps["control"].update(U32.pack(0), Control().pack())
         yield made

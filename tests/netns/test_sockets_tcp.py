@@ -60,11 +60,14 @@ def test_ten_ports_are_ten_connections_and_the_next_is_refused_at_once(node: Soc
     assert {claim.owner for claim in node.claims()} == {cookie_of(made) for made in held}
     assert {(claim.kind, claim.state) for claim in node.claims()} == {(Kind.SOCKET, State.OPEN)}
     late = node.tagged()
-    began = time.monotonic()
-    with refused(errno.EADDRNOTAVAIL):
-        late.connect((WORLD, 443))
-    assert time.monotonic() - began < 0.010
-    assert node.counter(Counter.REFUSED_SOCKET) == 1
+    took_s = []
+    for _ in range(5):
+        began = time.monotonic()
+        with refused(errno.EADDRNOTAVAIL):
+            late.connect((WORLD, 443))
+        took_s.append(time.monotonic() - began)
+    assert min(took_s) < 0.010, "nothing is waited for"
+    assert node.counter(Counter.REFUSED_SOCKET) == 5
     # A second destination has its own ten ports, on the very same descriptor too.
     late.connect((WORLD, 444))
     assert late.getsockname()[1] in PORTS
@@ -91,23 +94,23 @@ def test_other_namespaces_are_not_touched(node: SockNode) -> None:
     assert node.claims() == []
 
 
-def test_a_time_wait_keeps_its_port_for_a_second_and_is_then_taken_over(node: SockNode) -> None:
-    server = node.server()
-    first = connected(node)
-    port = first.getsockname()[1]
-    there, _ = server.accept()
-    first.close()
-    there.close()
-    wait_until(lambda: lingering(node), 5, "the claim to linger")
-    ended_s = boot_s()
-    others = [connected(node) for _ in range(9)]
-    assert port not in {made.getsockname()[1] for made in others}
-    if boot_s() <= ended_s + 1:
+def test_a_time_wait_keeps_its_port_for_a_while_and_is_then_taken_over() -> None:
+    with SockNode(timers={"sock_reuse_s": 5}) as node:
+        server = node.server()
+        first = connected(node)
+        port = first.getsockname()[1]
+        there, _ = server.accept()
+        first.close()
+        there.close()
+        wait_until(lambda: lingering(node), 20, "the claim to linger")
+        ended_s = boot_s()
+        others = [connected(node) for _ in range(9)]
+        assert port not in {made.getsockname()[1] for made in others}
         with refused(errno.EADDRNOTAVAIL):
             connected(node)
-    wait_until(lambda: boot_s() > ended_s + 2, 5, "sock_reuse_s to pass")
-    last = connected(node)
-    assert last.getsockname()[1] == port
+        wait_until(lambda: boot_s() > ended_s + 6, 30, "sock_reuse_s to pass")
+        last = connected(node)
+        assert last.getsockname()[1] == port
     peer = None
     for _ in range(10):
         peer, name = server.accept()

@@ -36,7 +36,7 @@ def at_xdp(names: dict[str, str]) -> Iterator[None]:
         attach_xdp(passing.programs["su_steer"], socket.if_nametoindex("to-a"), generic=False),
     ):
         for letter, target in (("a", 13), ("c", 12)):
-            run(f"nsenter --net=/run/netns/{names[letter]} ping -c1 -W3 10.0.1.{target}")
+            run(f"nsenter --net=/run/netns/{names[letter]} ping -c1 -W10 10.0.1.{target}")
         yield
 
 

@@ -272,7 +272,7 @@ def test_xdp_carries_a_transfer_with_tc_behind_it(fleet: dict[str, str], outer: 
             undo.enter_context(attach_xdp(passing.programs["su_steer"], to_a, generic=False))
         for name in ("a", "b"):
             other = NODES["a" if name == "b" else "b"][1 if outer == 4 else 2]
-            run(f"nsenter --net=/run/netns/{fleet[name]} ping -c1 -W3 {other}")
+            run(f"nsenter --net=/run/netns/{fleet[name]} ping -c1 -W10 {other}")
         sent, received = download(fleet, "b", 8, own=own)
         assert sent == received
         (drops_a, a), (drops_b, b) = nodes["a"].stats(), nodes["b"].stats()

@@ -109,7 +109,7 @@ def test_tcp_ends_here_and_goes_on_from_the_slice(shared: OnrampNode, handshake:
 def test_a_client_sees_what_it_would_see_without_us(at: OnrampNode, daemon: Daemon) -> None:
     """Refused, no answer, no route, a full slice: each at connect(), none with a handshake before it."""
     client = add(at, "box", "box0", "--pool", "ten")
-    at.talk(client)
+    first = at.talk(client, keep=True)
     assert outcome(client, 9) == errno.ECONNREFUSED
     with netns.enter(at.world):
         dark = socket.create_server((SERVER, 11), backlog=1)
@@ -123,9 +123,9 @@ def test_a_client_sees_what_it_would_see_without_us(at: OnrampNode, daemon: Daem
     assert outcome(client, 13) == errno.EHOSTUNREACH
     assert outcome(client, 14) == errno.EHOSTUNREACH
     held = [at.talk(client, keep=True) for _ in range(9)]
-    assert outcome(client, ECHO) == errno.ECONNREFUSED, "the slice is full: ten ports, one lingers"
+    assert outcome(client, ECHO) == errno.ECONNREFUSED, "the slice is full: ten ports, all held"
     assert waiting.connect_ex((DARK, ECHO)) == errno.EALREADY, "nobody answered, nobody says otherwise"
-    for one in (*held, waiting, dark):
+    for one in (first, *held, waiting, dark):
         one.close()
 
 

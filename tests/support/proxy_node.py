@@ -7,6 +7,7 @@ until it serves; `close()` ends it by TERM and requires that it ended well and t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -73,7 +74,8 @@ class Proxy:
         """Lines of the access log, once there are so many; 0: those that are there."""
 
         def read() -> list[dict[str, Any]]:
-            lines = self.access.read_text().splitlines() if self.access.exists() else []
+            # A line that is being written has no end yet.
+            lines = self.access.read_text().rpartition("\n")[0].splitlines() if self.access.exists() else []
             return [json.loads(line) for line in lines] if len(lines) >= count else []
 
         if not count:
@@ -83,9 +85,13 @@ class Proxy:
     def status(self) -> dict[str, Any]:
         """What the only worker counts."""
         before = len(self.told("status"))
-        self.process.send_signal(signal.SIGUSR2)
-        self.wait_for("status", before + 1)
-        return self.told("status")[-1]
+        for _ in range(6):
+            self.process.send_signal(signal.SIGUSR2)
+            # A worker that could not answer in time is asked again.
+            with contextlib.suppress(AssertionError):
+                wait_until(lambda: len(self.told("status")) > before, 10, "status")
+                return self.told("status")[-1]
+        raise AssertionError(self.errors.read_text())
 
     def close(self) -> None:
         if self.process.poll() is None:

@@ -304,7 +304,7 @@ class SockNode:
         """A socket in the node's namespace without a policy."""
         with netns.enter(self.name):
             made = socket.socket(family, kind, proto)
-        made.settimeout(5)
+        made.settimeout(20)
         return made
 
     def tagged(
@@ -327,7 +327,7 @@ class SockNode:
             _, fds, _, _ = socket.recv_fds(ours, 1, 1)
             os.waitpid(child, 0)
         made = socket.socket(fileno=fds[0])
-        made.settimeout(5)
+        made.settimeout(20)
         return made
 
     def run(self, *command: str, folder: cgroup.CgroupDir | None = None, **options: object) -> subprocess.Popen[bytes]:
@@ -347,7 +347,7 @@ class SockNode:
         made.bind((address, port))
         if kind == socket.SOCK_STREAM:
             made.listen(512)
-        made.settimeout(5)
+        made.settimeout(20)
         self.undo.callback(made.close)
         return made
 
