@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import pytest
 
-from softunicast.egress.arbiter_oracle import Broken, Phase
+from softunicast.egress.arbiter_oracle import Broken, Holder, Phase
 from softunicast.kernel.abi import Counter
 from softunicast.wire.craft import udp
 from tests.support import fish_packets
@@ -105,16 +105,31 @@ def test_programs_and_oracle_agree(traffic: Traffic, part: int) -> None:
     traffic.run(PACKETS // PARTS)
 
 
+COUNTERS = (Counter.STOLEN, Counter.REAPED, Counter.STALE_ORIGIN, Counter.VERIFIED_FULL)
+
+
+def too_few(traffic: Traffic) -> dict[str, int]:
+    """What was met less often than it should."""
+    counted = {counter.name: traffic.world.count(counter) for counter in COUNTERS}
+    least = {counter.name: PACKETS // 5000 for counter in COUNTERS}
+    least |= {what: minimum * PACKETS // 100_000 for what, minimum in MINIMUM.items()}
+    found = {**counted, **traffic.tally}
+    return {what: found.get(what, 0) for what, minimum in least.items() if found.get(what, 0) < minimum}
+
+
+@pytest.mark.timeout(900)
 def test_every_verdict_was_met(traffic: Traffic) -> None:
+    # Some come in clusters, a few of them in all packets: chance is given more of these before it is blamed.
+    for _ in range(12):
+        if not too_few(traffic):
+            break
+        traffic.run(PACKETS // PARTS)
     for what, count in sorted(traffic.tally.items()):
         print(f"{count:7} {what}")
     print(dict(traffic.beside_tally), f"{traffic.world.aged_s} s")
-    for counter in (Counter.STOLEN, Counter.REAPED, Counter.STALE_ORIGIN, Counter.VERIFIED_FULL):
-        print(counter.name, count := traffic.world.count(counter))
-        assert count >= PACKETS // 5000, counter.name
-    wanted = {what: least * PACKETS // 100_000 for what, least in MINIMUM.items()}
-    few = {what: traffic.tally[what] for what, least in wanted.items() if traffic.tally[what] < least}
-    assert not few, f"too few of {few}"
+    for counter in COUNTERS:
+        print(counter.name, traffic.world.count(counter))
+    assert not too_few(traffic)
 
 
 def test_a_difference_is_found(traffic: Traffic, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +138,13 @@ def test_a_difference_is_found(traffic: Traffic, monkeypatch: pytest.MonkeyPatch
     known = frame(udp("10.8.0.2", 7, "203.0.113.9", 7, b"x"))
     node.set_ready(True)
     node.set_slice(0)
-    assert node.packet("su_onramp_in", "fish1", known) in ("onramp new", "onramp ICMP TABLE_FULL")
+    # Whatever lives in the full table: there is room for one flow more.
+    node.age(10_000)
+    node.sweep()
+    sockets = [key for key, held in node.fish.arbiter.claims.items() if held.holder is Holder.SOCKET]
+    for key in sockets[:8]:
+        node.end(key, linger=False)
+    assert node.packet("su_onramp_in", "fish1", known) == "onramp new"
     with monkeypatch.context() as patch, pytest.raises(Broken, match="left as"):
         patch.setattr(fish_packets, "_updated", lambda check, old, new: check)
         node.packet("su_onramp_in", "fish1", known)

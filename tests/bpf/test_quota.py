@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -98,8 +99,14 @@ def test_a_flow_that_ended_makes_room_for_another(b: Bench) -> None:
 
 
 def test_new_flows_a_second(b: Bench) -> None:
-    limit(b, new_per_s=5)
-    answers = [b.out(syn(port)) for port in range(1, 9)]
+    for _ in range(20):
+        b.reset()
+        limit(b, new_per_s=5)
+        began = time.monotonic()
+        answers = [b.out(syn(port)) for port in range(1, 9)]
+        # Longer, and there is a turn for a sixth: test_turns_are_those_of_a_bucket has its own clock.
+        if time.monotonic() - began < 0.15:
+            break
     assert [is_reset(ran) for ran in answers] == [False] * 5 + [True] * 3
     assert b.plane.drops() == {Drop.QUOTA_NEW: 3}
     assert (use(b).begun, use(b).refused_new) == (5, 3)

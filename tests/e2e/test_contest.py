@@ -94,10 +94,11 @@ def test_the_next_is_told_at_once(lab: FleetLab, protocol: str, first: str) -> N
         check_winners(protocol, holders.go())
         for late in (SOCKET, VETH, TUN):
             with Contest(lab, protocol, destination, port, [Entrant(late, 1)]) as contest:
-                (outcome,) = contest.go()
-            check_losers(protocol, [outcome])
-            assert not outcome.ok
-            assert outcome.ms < 10, outcome
+                outcomes = [outcome for _ in range(5) for outcome in contest.go()]
+            check_losers(protocol, outcomes)
+            assert not any(outcome.ok for outcome in outcomes)
+            # No timer is in between: of several, the one that no other process held up.
+            assert min(outcome.ms for outcome in outcomes) < 10, outcomes
 
 
 def test_a_port_given_back_is_had_again(lab: FleetLab) -> None:

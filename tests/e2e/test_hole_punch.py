@@ -103,7 +103,9 @@ def test_an_error_comes_back_from_client_to_client(lab: FleetLab) -> None:
         first.socket.connect(second.outer)
         first.socket.send(b"are you there?")
         with pytest.raises(ConnectionRefusedError):
-            first.socket.recv(10)
+            # The other's "hello" may have been let in, when ours was there before it.
+            for _ in range(2):
+                first.socket.recv(10)
 
 
 def test_no_destination_is_logged(lab: FleetLab) -> None:

@@ -47,7 +47,7 @@ ADDRESSES = {
 }
 HEADERS = {4: 28, 6: 48}  # of IP and ICMP echo
 OWN_DROPS = {"HOPS", "NO_CLAIM"}  # traceroute's packets, that end there; answers to who is gone
-PACED = ("-b", "2M", "-t", "2")  # of UDP: a receiver that gets no processor for half a second has room for all
+PACED = ("-b", "200K", "-l", "1000", "-t", "4")  # of UDP: a receiver without a processor for seconds has room for all
 PATIENCE_S = 120  # twelve at once on a machine with other work
 
 
@@ -162,7 +162,7 @@ def ping_far(place: Place, net: Internet) -> list[str]:
     """Too big for the small link: the first is told of, the second not even sent; one that fits is answered."""
     fits, big = (str(size - HEADERS[place.version]) for size in (SMALL_MTU, 1500))
     words = f"ping -n -W 5 -M do {place.of(FAR[0])}"
-    return ["sh", "-c", f"{words} -c 2 -i 0.5 -s {big} 2>&1; {words} -c 1 -s {fits}"]
+    return ["sh", "-c", f"{words} -c 2 -i 2 -s {big} 2>&1; {words} -c 1 -s {fits}"]
 
 
 def ping_far_right(place: Place, said: str) -> None:
@@ -199,7 +199,7 @@ def traceroute_right(place: Place, said: str) -> None:
 
 
 def mtr(place: Place, net: Internet) -> list[str]:
-    command = ["mtr", "-n", place.flag, "--json", "-c", "2", "-i", "0.3", "-G", "2", "-m", "6"]
+    command = ["mtr", "-n", place.flag, "--json", "-c", "2", "-i", "0.3", "-G", "8", "-m", "6"]
     return [*command, place.of(FAR[1])]
 
 
@@ -214,7 +214,7 @@ def mtr_right(place: Place, said: str) -> None:
 def iperf3(*options: str) -> Callable[[Place, Internet], list[str]]:
     def command(place: Place, net: Internet) -> list[str]:
         port = str(IPERF_PORTS[place.number])
-        return ["iperf3", "--json", "-c", place.of(INET), "-p", port, "-b", "5M", "-t", "1", *options]
+        return ["iperf3", "--json", "-c", place.of(INET), "-p", port, "-b", "5M", "-t", "4", *options]
 
     return command
 
@@ -222,7 +222,7 @@ def iperf3(*options: str) -> Callable[[Place, Internet], list[str]]:
 def iperf3_right(place: Place, said: str) -> None:
     end = json.loads(said)["end"]
     total = end.get("sum_received") or end["sum"]
-    assert total["bytes"] > 250_000, total
+    assert total["bytes"] > (50_000 if "sum" in end else 250_000), total
     if "sum" in end:
         # On a busy machine its sockets' own buffers overflow (PACED); what nodes drop is counted (OWN_DROPS).
         assert end["sum"]["lost_packets"] < end["sum"]["packets"] / 10, end["sum"]
@@ -325,7 +325,7 @@ def test_clients_of_a_proxy(net: Internet, tmp_path: Path) -> None:
         http3(place, tmp_path, 4433)
         with place.lan() as lan:
             for number, options in enumerate(((), ("-R",))):
-                end = iperf3_through(place, lan, "-P", "4", "-t", "1", "-b", "5M", *options, port=5210 + number)
+                end = iperf3_through(place, lan, "-P", "4", "-t", "4", "-b", "5M", *options, port=5210 + number)
                 assert all(each["receiver"]["bytes"] > 250_000 for each in end["streams"]), end
     report = capture.report()
     assert report.ok, report.problems()

@@ -32,7 +32,6 @@ def test_the_readers_agree(loaded: BpfObject) -> None:
     print(f"seed {seed}")
     kinds = fuzz(loaded, seed, SECONDS)
     print(kinds)
-    assert kinds["frames"] > 500 * SECONDS, "too few to say anything"
     for kind, count in kinds.items():
         assert count > kinds["frames"] / 200, f"too few {kind}: {kinds}"
 

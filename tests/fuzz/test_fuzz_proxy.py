@@ -72,7 +72,7 @@ def test_any_bytes_any_cuts() -> None:
     chance = random.Random(seed)
     counts = {"asked": 0, "closed": 0, "waiting": 0}
     ends = time.monotonic() + SECONDS
-    while time.monotonic() < ends:
+    while time.monotonic() < ends or min(counts.values()) <= 80:
         header = chance.random() < 0.3
         data = damaged(chance, (write_header(chance.choice((1, 2)), A, A) if header else b"") + chance.choice(SEEDS))
         whole, parts = talk([data], header=header), talk(cut(chance, data), header=header)
@@ -80,7 +80,6 @@ def test_any_bytes_any_cuts() -> None:
         last = whole[-1] if whole else None
         counts["closed" if isinstance(last, Close) else "asked" if isinstance(last, Connect) else "waiting"] += 1
     print(counts)
-    assert min(counts.values()) > 20 * SECONDS, counts
 
 
 def reasons(commands: list[Command]) -> list[Reason]:
@@ -94,7 +93,7 @@ def test_whatever_came_before_an_answer_can_be_given() -> None:
     chance = random.Random(seed)
     ends = time.monotonic() + SECONDS / 2
     count = 0
-    while time.monotonic() < ends:
+    while time.monotonic() < ends or count <= 200:
         front = Front(Anybody())
         list(front.handle(Received(damaged(chance, chance.choice(SEEDS)))))
         for event in (chance.choice((Opened(A), Opened(B), Failed(chance.choice(list(Reason)), "\0ü\r\nx"))),) * 2:
@@ -102,7 +101,6 @@ def test_whatever_came_before_an_answer_can_be_given() -> None:
                 assert b"\nx" not in getattr(one, "data", b"").split(b"\r\n\r\n")[0], "a header smuggled in"
         list(front.handle(Received(chance.randbytes(20))))
         count += 1
-    assert count > 50 * SECONDS
 
 
 def test_datagrams() -> None:

@@ -80,7 +80,7 @@ class Contest:
                 child.stdin.write("end\n")
                 child.stdin.close()
         for _, child in self._children:
-            child.wait(10)
+            child.wait(60)
             for pipe in (child.stdout, child.stderr):
                 assert pipe is not None
                 pipe.close()

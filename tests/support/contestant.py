@@ -22,7 +22,7 @@ import sys
 import time
 from typing import Any
 
-PATIENCE_S = 3.0
+PATIENCE_S = {"icmp": 3.0, "tcp": 30.0, "udp": 30.0}  # who lost is told, but for pings of sockets
 IP_RECVERR = 11
 
 
@@ -122,13 +122,14 @@ class Flow:
 
 def compete(protocol: str, address: str, port: int, count: int, first: int) -> list[Flow]:
     flows = [Flow(protocol, address, port, first + number) for number in range(count)]
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + PATIENCE_S[protocol]
     poll = select.poll()
     by_descriptor = {flow.sock.fileno(): flow for flow in flows if not flow.done}
     for descriptor in by_descriptor:
         poll.register(descriptor, select.POLLOUT if protocol == "tcp" else select.POLLIN)
-    while by_descriptor and time.monotonic() < deadline:
-        for descriptor, events in poll.poll(50):
+    # What has come is read, however late it is.
+    while by_descriptor and ((ready := poll.poll(50)) or time.monotonic() < deadline):
+        for descriptor, events in ready:
             flow = by_descriptor[descriptor]
             if protocol == "tcp" and not flow.asked:
                 flow.asked = True

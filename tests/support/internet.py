@@ -55,7 +55,9 @@ class Internet:
             for port in IPERF_PORTS:
                 # Bound to its address, or it answers UDP from that of the line (it does not ask where it was called).
                 self._start(self.inet, ["iperf3", "--server", "--bind", address, "--port", str(port)])
-            self._start(self.inet, [sys.executable, str(QUIC), "serve", address, str(QUIC_PORT), str(self.folder)])
+            keys = self.folder / f"quic{INET.index(address)}"
+            keys.mkdir()
+            self._start(self.inet, [sys.executable, str(QUIC), "serve", address, str(QUIC_PORT), str(keys)])
         wait_until(lambda: self._listening(self.far, {22, 80, 7}, 0), 60, "servers of far")
         wait_until(lambda: self._listening(self.inet, {22, *IPERF_PORTS}, len(INET)), 60, "servers of inet")
 

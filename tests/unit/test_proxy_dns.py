@@ -31,16 +31,27 @@ RECORDS = {
 }
 
 
+def same_port() -> tuple[socket.socket, socket.socket]:
+    """A listener and a UDP socket; the port of one may be somebody's of the other kind."""
+    while True:
+        tcp, udp = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            udp.bind(tcp.getsockname())
+        except OSError:
+            tcp.close()
+            udp.close()
+            continue
+        return tcp, udp
+
+
 class Server:
     """A name server that counts; `lies`: first answers with another id."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
         self.lies = False
-        self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.udp.bind(("127.0.0.1", 0))
+        self.tcp, self.udp = same_port()
         self.port = self.udp.getsockname()[1]
-        self.tcp = socket.create_server(("127.0.0.1", self.port))
         for work in (self._datagrams, self._streams):
             Thread(target=work, daemon=True).start()
 
@@ -136,7 +147,8 @@ class Asker:
         return results
 
 
-def test_both_families_asked_once_and_kept(server: Server) -> None:
+def test_both_families_asked_once_and_kept(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("softunicast.proxy.dns.TRY_S", 20)
     asker = Asker(server)
     first, second = asker.ask("both.example", "both.example")
     assert sorted(first[0]) == sorted(second[0]) == ["192.0.2.1", "192.0.2.2", "2001:db8::1"]
@@ -145,7 +157,8 @@ def test_both_families_asked_once_and_kept(server: Server) -> None:
     assert sorted(server.asked) == [("both.example.", "A"), ("both.example.", "AAAA")]
 
 
-def test_no_longer_than_the_ttl(server: Server) -> None:
+def test_no_longer_than_the_ttl(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("softunicast.proxy.dns.TRY_S", 20)
     asker = Asker(server)
     assert asker.ask("four.example")[0] == (["192.0.2.4"], [Reason.NAME_UNKNOWN])
     asker.loop.now = time.monotonic() + 2

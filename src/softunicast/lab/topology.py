@@ -230,7 +230,7 @@ settings:
   timers:
     tcp_transitory_s: 20
     tcp_established_s: 300
-    tcp_linger_s: 5
+    tcp_linger_s: 20
     sock_linger_s: 60
     sock_reuse_s: 1
     udp_s: 10
