@@ -43,8 +43,8 @@ def test_it_comes_and_goes_with_the_agents_word_and_outlives_it(at: OnrampNode, 
         pid = children.running(folder, "proxy")
         policy.write_text(POLICY.format(port=1081))
         wait_until(lambda: asks(at, 1081), 30, "it has read the changed policy")
+        wait_until(lambda: not asks(at, 1080), 30, "the old place is closed")
         assert children.running(folder, "proxy") == pid
-        assert not asks(at, 1080)
         first.process.send_signal(signal.SIGKILL)
         first.process.wait()
     assert asks(at, 1081)

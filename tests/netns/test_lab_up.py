@@ -158,12 +158,15 @@ def test_a_thousand_connections_are_held_until_released(lab: Lab) -> None:
     )
     assert child.stdout is not None
     assert child.stdout.readline() == "held\n"
-    held = [seen for seen in lab.web_log() if seen.live and seen.path == "/hold"]
-    assert len({seen.port for seen in held}) == 1000
+
+    def held() -> int:
+        return len({seen.port for seen in lab.web_log() if seen.live and seen.path == "/hold"})
+
+    wait_until(lambda: held() == 1000, 20, "all are in the log")
     out, _ = child.communicate("\n", timeout=30)
     assert out == "1000 released\n"
     assert child.returncode == 0
-    wait_until(lambda: not any(seen.live for seen in lab.web_log()), 5, "all connections closed in the log")
+    wait_until(lambda: not any(seen.live for seen in lab.web_log()), 20, "all connections closed in the log")
 
 
 ECHOES = """
@@ -197,14 +200,14 @@ def test_names_resolve_and_the_question_is_logged(lab: Lab) -> None:
 
 def test_the_pump_may_die_and_come_back(lab: Lab) -> None:
     ping = ["ping", "-n", "-c", "1", "-W", "1", "10.65.1.2"]
-    assert lab.node("lhr1").run(ping).returncode == 0
+    wait_until(lambda: lab.node("lhr1").run(ping).returncode == 0, 20, "the pump carries")
     for pid in build.processes([lab.node("lhr1").netns]):
         os.kill(pid, signal.SIGKILL)
     wait_until(lambda: lab.node("lhr1").run(ping).returncode != 0, 5, "no answer without a pump")
     ends = [str(lab.node("lhr1").netns), "t1", str(lab.node("t1").netns), "tun0"]
     child = lab.node("lhr1").popen([sys.executable, "-m", "softunicast.lab.pump", *ends], stdout=subprocess.PIPE)
     assert child.stdout is not None and child.stdout.readline() == b"ready\n"
-    assert lab.node("lhr1").run(ping).returncode == 0
+    wait_until(lambda: lab.node("lhr1").run(ping).returncode == 0, 20, "the new pump carries")
 
 
 def test_entering_is_for_this_thread_and_comes_back(lab: Lab) -> None:
@@ -225,8 +228,9 @@ def test_it_comes_and_goes_quickly_beside_another(lab: Lab) -> None:
     finally:
         going = time.monotonic()
         other.down()
-    assert came - began < 6
-    assert time.monotonic() - going < 2
+    # No patience is used up on the way, neither for BGP nor for processes that do not end.
+    assert came - began < 20
+    assert time.monotonic() - going < 10
     assert lab.is_up()
     assert left_of(other.prefix) == []
 

@@ -120,6 +120,7 @@ def test_children_do_not_share_their_parents_connection(at: OnrampNode) -> None:
     with at.node.daemon("--interval", "1"):
         said, wrong = library(at, {}, script=script)
     assert said == "[0, 0, 0, 0]\n", wrong
+    wait_until(lambda: len(at.echo.seen) >= 26, 20, "all are accepted")
     assert len(at.echo.seen) == 26 and {address for _, address, _ in at.echo.seen} == {"198.51.100.10"}
 
 

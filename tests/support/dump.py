@@ -191,7 +191,7 @@ def dump(node: str, netns: str | None = None, *, volatile: bool = False) -> dict
         "files": {
             path.name: hashlib.sha256(path.read_bytes()).hexdigest()
             for path in _pins(RUN / node)
-            if path.name not in LEARNED_FILES
+            if path.name not in LEARNED_FILES and not path.name.startswith(".")
         },
     }
 

@@ -70,7 +70,7 @@ class Speakers:
     def routes(self) -> dict[str, str]:
         """The fleet's prefixes as the neighbour has them: MED and communities."""
         found: dict[str, str] = {}
-        with Birdc(self.control("router")) as bird:
+        with Birdc(self.control("router"), timeout_s=20) as bird:
             answers = (bird.command(f"show route protocol {name} all") for name in ("server", "server6"))
             lines = [line.text for answer in answers for line in answer]
         prefix = ""
@@ -132,7 +132,7 @@ def speakers(folder: Path, *, bird: bool = True) -> Iterator[Speakers]:
         for name in ("router", "node") if bird else ("router",):
             found.start(name)
         prefixes = f'  - {{prefix: {V4}}}\n  - {{prefix: "{V6}"}}\n'
-        key = f"        bird: {{control: {found.control('node')}, drain: {{settle_s: 2}}}}\n" if bird else ""
+        key = f"        bird: {{control: {found.control('node')}, drain: {{settle_s: 6}}}}\n" if bird else ""
         node.write(
             ("  - {prefix: 198.51.100.0/24}\n", prefixes),
             ("uplinks: [up0]\n", f"uplinks: [up0]\n{key}"),

@@ -85,6 +85,7 @@ def run(notes: Notes) -> None:
 def _snat_skips_it(notes: Notes, stage: Stage, world: Tap) -> None:
     for client in range(10):
         stage.inject(syn(f"10.8.0.{2 + client}", 5000))
+    stage.fence(world)
     sent = [one for one in world.packets(out=False) if one.tcp_flags == SYN]
     notes.wire("world", sent)
     ports = slice_text(one.source_port for one in sent)

@@ -48,6 +48,7 @@ def run(notes: Notes) -> None:
         notes.check("a rule with ports and no `meta l4proto` before them", "refused", seen)
         stage.nft(RULES)
         _clients(notes, stage)
+        stage.fence(world)
         out = [one for one in world.packets(out=False) if one.tcp_flags == SYN and str(one.destination) == SERVER]
         notes.wire("world", out)
         notes.check("SYNs that leave, of fourteen", 10, len(out))
@@ -57,6 +58,7 @@ def run(notes: Notes) -> None:
             totals = table.statistics()
         seen = f"insert_failed {totals['insert_failed']}, drop {totals['drop']}"
         notes.check("conntrack -S", "insert_failed 4, drop 4", seen)
+        stage.fence(world)
         second = [one for one in world.packets(out=False) if one.tcp_flags == SYN and str(one.destination) == SERVER2]
         notes.check("SYNs that leave to a second server, of ten", 10, len(second))
         _local(notes, stage)
