@@ -28,8 +28,8 @@ def command(folders: tuple[str, ...], *options: str) -> list[str]:
 def yielding(folders: tuple[str, ...], said: IO[str]) -> subprocess.Popen[bytes]:
     """By what the others leave of the processors: labs are not to wait for arithmetic, and that may take its time.
 
-    Where the scheduler groups by sessions (sched(7), autogroup), niceness counts within one only, and labs start one for
-    each of their processes: so this is one too, and the group has the same niceness.
+    Where the scheduler groups by sessions (sched(7), autogroup), niceness counts within one only, and labs start one
+    for each of their processes: so this is one too, and the group has the same niceness.
     """
     words = ["nice", "-n", "19", *command(folders, "--timeout=1200")]
     made = subprocess.Popen(words, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.onramp_node import ECHO, SERVER, OnrampNode, onramp_node
+from tests.support.wait import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 NOBODY, NOGROUP, STRANGERS = 65534, 65534, 12345
