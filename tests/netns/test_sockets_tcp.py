@@ -111,15 +111,15 @@ def test_a_time_wait_keeps_its_port_for_a_while_and_is_then_taken_over() -> None
         wait_until(lambda: boot_s() > ended_s + 6, 30, "sock_reuse_s to pass")
         last = connected(node)
         assert last.getsockname()[1] == port
-    peer = None
-    for _ in range(10):
-        peer, name = server.accept()
-        if name[1] == port:
-            break
-    assert peer is not None
-    peer.sendall(b"mine")
-    assert last.recv(4) == b"mine"
-    assert [claim.owner for claim in node.claims() if claim.local[1] == port] == [cookie_of(last)]
+        peer = None
+        for _ in range(10):
+            peer, name = server.accept()
+            if name[1] == port:
+                break
+        assert peer is not None
+        peer.sendall(b"mine")
+        assert last.recv(4) == b"mine"
+        assert [claim.owner for claim in node.claims() if claim.local[1] == port] == [cookie_of(last)]
 
 
 def test_refused_by_the_server_leaves_no_claim_and_the_descriptor_may_try_again(node: SockNode) -> None:
